@@ -1,0 +1,5 @@
+"""`python -m jaxrec`."""
+
+from jaxrec.cli import main
+
+main()

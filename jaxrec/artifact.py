@@ -1,0 +1,134 @@
+"""Artifacts: things that know how to build themselves, once, into a content-addressed cache.
+
+A dataset, a set of embeddings, a trained part: each is a frozen dataclass. Its fingerprint is its class, its fields and the
+fingerprints of the artifacts among them, so a change anywhere upstream names a new folder and nothing is ever stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+def cache_dir() -> Path:
+    """The folder of built artifacts: `$JAXREC_CACHE`, or `~/.cache/jaxrec`."""
+    return Path(os.environ.get("JAXREC_CACHE") or Path.home() / ".cache" / "jaxrec").expanduser()
+
+
+def say(message: str) -> None:
+    """Prints one line of progress to standard error, so that standard output stays machine-readable."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class Artifact:
+    """Base of every artifact. Subclasses are frozen dataclasses that define `build` and `load`.
+
+    `version` is raised when the code of `build` changes its result. Fields with `metadata={"fingerprint": False}` (where a raw
+    file lies, for one) do not count; what they point to belongs in `inputs()`.
+    """
+
+    version: ClassVar[int] = 1
+
+    def inputs(self) -> dict[str, Any]:
+        """What the result depends on besides the fields: checksums of raw files, versions of packages. JSON-able."""
+        return {}
+
+    def build(self, folder: Path) -> None:
+        """Writes the result into `folder`, which exists and is empty. It is renamed into place when this returns."""
+        raise TypeError(f"{type(self).__name__} is an artifact without a build method")
+
+    def load(self, folder: Path) -> Any:
+        """Opens what `build` wrote. Memory-map what is large."""
+        raise TypeError(f"{type(self).__name__} is an artifact without a load method")
+
+    def describe(self) -> dict[str, Any]:
+        """The fingerprint before hashing, readable; stored beside the result as `artifact.json`."""
+        return {"artifact": type(self).__qualname__, "version": self.version, "fields": _fields(self), "inputs": self.inputs()}
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that name this artifact."""
+        text = json.dumps(self.describe(), sort_keys=True, default=_encode)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def folder(self) -> Path:
+        """Where this artifact lies, or will lie once built."""
+        return cache_dir() / f"{type(self).__name__}-{self.fingerprint()}"
+
+    def get(self) -> Any:
+        """Loads the artifact, building it first if this machine does not have it."""
+        folder = self.folder()
+        if not (folder / "artifact.json").exists():
+            self._build_into(folder)
+        return self.load(folder)
+
+    def _build_into(self, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):
+            if (folder / "artifact.json").exists():  # somebody else built it while we waited
+                return
+            partial = folder.with_suffix(f".partial-{os.getpid()}")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            began = time.perf_counter()
+            say(f"building {type(self).__name__} -> {folder}")
+            try:
+                self.build(partial)
+                (partial / "artifact.json").write_text(json.dumps(self.describe(), indent=1, default=_encode))
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+            say(f"built {type(self).__name__} in {time.perf_counter() - began:.1f} s")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("fingerprint", True)}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Artifact):
+        return value.fingerprint()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__qualname__, **_fields(value)}
+    if isinstance(value, (Path, enum.Enum)):
+        return str(value)
+    raise TypeError(f"an artifact's field holds {value!r}, which has no stable text form; use numbers, strings, tuples or dataclasses")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True, busy: str = "") -> Iterator[None]:
+    """Holds an exclusive advisory lock on `path`. Without `wait`, a taken lock raises `RuntimeError(busy)` at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise RuntimeError(busy or f"{path} is locked by another process") from None
+        yield
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Writes a file so that a reader sees the old bytes or the new ones, never half."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

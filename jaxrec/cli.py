@@ -1,0 +1,239 @@
+"""The command line: train, eval, compare, export, query, data, demo. `jaxrec COMMAND --help` says more."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxrec.artifact import say, write_atomically
+
+if TYPE_CHECKING:  # the command line imports only what a command needs
+    from jaxrec.experiment import Experiment
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command. What goes wrong with the input ends with one message and exit code 2, a bug with its traceback."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="jaxrec", description="Train, evaluate, export and query recommenders in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (function, summary, declare) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, add_help=name not in OVERRIDABLE)
+        declare(command)
+        command.set_defaults(function=function)
+    if arguments[:1] and arguments[0] in OVERRIDABLE and {"-h", "--help"} & set(arguments) and not any(a.endswith(".py") for a in arguments):
+        commands.choices[arguments[0]].print_help()  # with an experiment's file, its fields are listed as well
+        return
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command not in OVERRIDABLE:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        known.function(known, rest)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, FileNotFoundError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
+        if "--traceback" in arguments or known.traceback:
+            raise
+        say(f"jaxrec {known.command}: {error}")
+        raise SystemExit(2) from None
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.train.loop import train
+
+    if not options.sweep:
+        experiment = _experiment(options, rest)
+        result = train(experiment, _workdir(options, experiment))
+        print(json.dumps(result))
+        return
+    rows = []
+    for choice in itertools.product(*map(_choices, options.sweep)):
+        experiment = _experiment(options, [*rest, *(part for path, value in choice for part in (f"--{path}", value))])
+        label = ",".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in choice)
+        say(f"\n=== {label}")
+        rows.append({"run": label, **train(experiment, _workdir(options, experiment) / "sweep" / label)})
+        write_atomically(_workdir(options, experiment) / "sweep.json", json.dumps(rows, indent=1))
+    print(_columns(rows))
+
+
+def _eval(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.evals.report import table, to_json
+    from jaxrec.stages.runs import baseline_ranks, evaluate_run
+
+    experiment = _experiment(options, rest)
+    systems = {experiment.name: evaluate_run(experiment, _workdir(options, experiment), options.split), **baseline_ranks(experiment.data, options.split)}
+    print(json.dumps(to_json(systems), indent=1) if options.json else table(systems))
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.evals.compare import compare, text, to_json
+    from jaxrec.evals.retrieval import Ranks
+
+    ranks = []
+    for run in (options.first, options.second):
+        path = Path(run) / f"ranks_{options.split}.npz"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; evaluate the run first: jaxrec eval experiments/{Path(run).name}.py --split {options.split}")
+        ranks.append(Ranks.load(path))
+    names = (Path(options.first).name, Path(options.second).name)
+    result = compare(*ranks, names=names)
+    print(json.dumps(to_json(result), indent=1) if options.json else text(result, names))
+
+
+def _export(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.serve.export import export
+    from jaxrec.stages.runs import load_run
+
+    experiment = _experiment(options, rest)
+    experiment, params, step = load_run(experiment, _workdir(options, experiment))
+    export(experiment, params, step, Path(options.to))
+    say(f"exported {experiment.name} at step {step:,} to {options.to}; try: jaxrec query {options.to} --find WORD")
+
+
+def _query(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.serve.bundle import Bundle
+
+    bundle = Bundle.open(Path(options.bundle))
+    if options.find:
+        for item, title in bundle.find(options.find)[: options.k]:
+            print(f"{item}\t{title}")
+        return
+    if not options.history:
+        raise ValueError("give --history ID,ID,... (oldest first), or --find TEXT to look up ids by title")
+    answers = bundle.recommend([options.history.split(",")], options.k, keep_seen=options.keep_seen, exact=options.exact)[0]
+    if options.json:
+        print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
+        return
+    for place, answer in enumerate(answers, 1):
+        print(f"{place:3}  {answer.score:8.4f}  {answer.item}  {answer.title}")
+
+
+def _data(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.data import catalogue
+
+    if options.action == "ls":
+        print(_columns(catalogue.listing()))
+    elif options.name is None:
+        raise ValueError(f"jaxrec data {options.action} needs a NAME; `jaxrec data ls` lists them")
+    else:
+        source = catalogue.find(options.name)
+        interactions = source.get()
+        if options.action == "info":
+            print(json.dumps(catalogue.statistics(source, interactions), indent=1, ensure_ascii=False))
+        else:
+            say(f"{options.name} is in {source.folder()}")
+
+
+def _demo(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.demo import demo
+
+    demo(Path(options.workdir))
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------------------
+
+
+def _experiment(options: argparse.Namespace, rest: list[str]) -> Experiment:
+    """The experiment of the file, in miniature if `--smoke`, with the dotted overrides applied."""
+    import tyro
+
+    from jaxrec.experiment import Experiment, load
+
+    experiment = load(options.experiment)
+    if options.smoke:
+        experiment = experiment.smoked()
+    return tyro.cli(Experiment, default=experiment, args=rest, prog=f"jaxrec {options.command} {options.experiment}")
+
+
+def _workdir(options: argparse.Namespace, experiment: Experiment) -> Path:
+    return Path(options.workdir) if options.workdir else Path("runs") / (experiment.name + ("-smoke" if options.smoke else ""))
+
+
+def _choices(sweep: str) -> list[tuple[str, str]]:
+    """`method.dim=64,128` as [("method.dim", "64"), ("method.dim", "128")]."""
+    path, equals, values = sweep.partition("=")
+    if not (path and equals and values):
+        raise ValueError(f"--sweep {sweep!r} should look like method.dim=64,128")
+    return [(path, value) for value in values.split(",")]
+
+
+def _columns(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as aligned text, a column per key."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names] + [[f"{v:.4f}" if isinstance(v := row.get(name, ""), float) else str(v) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help="an experiment's Python file")
+    parser.add_argument("--workdir", default="", help="of the run (default: runs/<name of the file>)")
+    parser.add_argument("--smoke", action="store_true", help="a few steps on synthetic data: does it run?")
+    parser.add_argument("--traceback", action="store_true", help="show where an error arose")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--sweep", action="append", default=[], metavar="PATH=VALUE,VALUE", help="run each value in turn, into one table; may be repeated")
+
+
+def _eval_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--json", action="store_true")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("first", metavar="RUN", help="a run's folder, already evaluated")
+    parser.add_argument("second", metavar="RUN")
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--traceback", action="store_true")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--to", required=True, metavar="DIR", help="the bundle's folder")
+
+
+def _query_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="DIR", help="what `jaxrec export` wrote")
+    parser.add_argument("--history", default="", metavar="ID,ID,...", help="the items so far, oldest first")
+    parser.add_argument("--find", default="", metavar="TEXT", help="list items whose title contains TEXT")
+    parser.add_argument("-k", type=int, default=10, help="how many items")
+    parser.add_argument("--keep-seen", action="store_true", help="items of the history may be recommended again")
+    parser.add_argument("--exact", action="store_true", help="search all items instead of the ScaNN index")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--traceback", action="store_true")
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("ls", "info", "build"))
+    parser.add_argument("name", nargs="?", help="a data set of `jaxrec data ls`, or the path of your own CSV or Parquet file")
+    parser.add_argument("--traceback", action="store_true")
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", default="runs/demo")
+    parser.add_argument("--traceback", action="store_true")
+
+
+Declare = Callable[[argparse.ArgumentParser], None]
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], None], str, Declare]] = {
+    "train": (_train, "train an experiment; run the same command again to resume; any field is an option: --method.dim 128", _train_arguments),
+    "eval": (_eval, "rank the whole catalogue for every user, beside all baselines", _eval_arguments),
+    "compare": (_compare, "is one run better than another? paired, with significance", _compare_arguments),
+    "export": (_export, "write a bundle for serving: parameters, StableHLO, item table, ScaNN index", _export_arguments),
+    "query": (_query, "recommend from a bundle", _query_arguments),
+    "data": (_data, "list, describe or build data sets", _data_arguments),
+    "demo": (_demo, "data, training, evaluation, export and query, on this machine's Python code", _demo_arguments),
+}
+OVERRIDABLE = ("train", "eval", "export")

@@ -1,0 +1,221 @@
+"""CSV, TSV and Parquet files as columns of ids, numbers and times; what cannot be read is refused by file, line and reason."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import difflib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as arrow_csv
+import pyarrow.parquet as arrow_parquet
+
+from jaxrec.data.builders.text_lines import decode, read_bytes
+
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")  # 007 is a name, not a number
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?(e[+-]?[0-9]+)?", re.IGNORECASE)
+_LATEST = 100_000_000_000  # seconds: the year 5138; larger numbers are milliseconds
+
+
+@dataclasses.dataclass(frozen=True)
+class TabularFile:
+    """The columns of one file. Those of a text file are all text, so that `007` stays `007` and conversion errors are ours to explain."""
+
+    path: Path
+    table: pa.Table
+    separator: str = ""  # of a text file
+
+    @classmethod
+    def read(cls, path: Path) -> TabularFile:
+        """Reads `.csv`, `.tsv` (each plain or `.gz`) or `.parquet`.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: another suffix; an empty, truncated or damaged file; a line with too few or too many fields; no rows.
+        """
+        suffix = Path(existing(path).name.removesuffix(".gz")).suffix
+        if suffix == ".parquet":
+            file = cls(path, _read_parquet(path))
+        elif suffix in _SEPARATORS:
+            file = cls(path, _read_text(path, _SEPARATORS[suffix]), _SEPARATORS[suffix])
+        else:
+            raise ValueError(f"{path}: cannot tell the format from the suffix {suffix!r}; name it .csv, .tsv, .csv.gz, .tsv.gz or .parquet")
+        if not file.table.num_rows:
+            raise ValueError(f"{path}: there are columns ({', '.join(file.table.column_names)}) but no rows; write at least one")
+        return file
+
+    def where(self, row: int) -> str:
+        """What to call row 0, 1 ... in a message: the line where it begins, counted from 1 with the header, or the row of a Parquet file."""
+        if not self.separator:
+            return f"{self.path}: row {row + 1}"
+        return f"{self.path}:{_line(decode(read_bytes(self.path), self.path), self.separator, row + 1)}"
+
+    def column(self, name: str) -> pa.Array:
+        """The column `name`; a missing one is an error that lists the file's columns and the nearest."""
+        columns = self.table.column_names
+        if name not in columns:
+            near = difflib.get_close_matches(name.lower(), [column.lower() for column in columns], n=1)
+            meant = [column for column in columns if near and column.lower() == near[0]]
+            raise ValueError(f"{self.path} has no column {name!r}; it has {', '.join(columns)}{f'. Did you mean {meant[0]!r}?' if meant else ''}")
+        return self.table.column(name).combine_chunks()
+
+    def ids(self, name: str) -> tuple[list[str], np.ndarray]:
+        """The distinct ids of a column, sorted (as numbers if all are integers), and [R] int64, the position of each row's id among them."""
+        column = self.column(name)
+        if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+            raise ValueError(f"{self.path}: column {name!r} is {column.type}; ids must be integers or text: write the column as one of these")
+        encoded = column.cast(pa.string()).fill_null("").dictionary_encode()
+        distinct = [text.strip() for text in encoded.dictionary.to_pylist()]
+        rows = encoded.indices.to_numpy()  # [R]
+        self.refuse(np.array([not text for text in distinct])[rows], lambda row: f"the {name!r} is empty; fill it in or remove the row")
+        integers = all(_INTEGER.fullmatch(text) for text in distinct)
+        ids = sorted(set(distinct), key=int if integers else str)
+        rank = {text: position for position, text in enumerate(ids)}
+        return ids, np.array([rank[text] for text in distinct])[rows]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """[R] float64 of a column of finite numbers."""
+        column = self.column(name)
+        values = _as_float(column)
+        if values is None and not _is_text(column.type):
+            raise ValueError(f"{self.path}: column {name!r} is {column.type}; expected numbers")
+        if values is None:
+            values = np.array([np.nan if _as_float(column.slice(row, 1)) is None else 0.0 for row in range(len(column))])
+        self.refuse(~np.isfinite(values), lambda row: f"the {name!r} must be a finite number, got {column[row].as_py()!r}; correct or remove the row")
+        return values
+
+    def seconds(self, name: str) -> np.ndarray:
+        """[R] int64 seconds since 1970 (UTC unless the text says otherwise) of a column of seconds, of timestamps, or of ISO 8601 text."""
+        column = self.column(name)
+        if pa.types.is_temporal(column.type) and not pa.types.is_time(column.type):
+            values = _from_timestamps(column)
+            self.refuse(np.isnan(values), lambda row: f"the {name!r} is missing; fill it in or remove the row")
+        elif _is_text(column.type) and _as_float(column.slice(0, 1)) is None:  # the first row tells which of the two it is
+            values = self._from_iso(name, column)
+        else:
+            values = np.floor(self.numbers(name))
+        self.refuse(values < 0, lambda row: f"the {name!r} {column[row].as_py()} is before 1970; give seconds since 1970")
+        self.refuse(values > _LATEST, lambda row: f"the {name!r} {column[row].as_py()} is after the year 5138; if these are milliseconds, divide by 1000")
+        return values.astype(np.int64)
+
+    def values(self, name: str) -> list[Any]:
+        """A column as Python values that JSON can hold: integers, numbers (None where missing), text, lists."""
+        column = self.column(name)
+        if self.separator:
+            return _guess(column.to_pylist())
+        if _is_text(column.type):
+            return [value or "" for value in column.to_pylist()]
+        plain = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type) or pa.types.is_list(column.type)
+        return (column if plain else column.cast(pa.string())).to_pylist()
+
+    def refuse(self, bad: np.ndarray, message: Callable[[int], str]) -> None:
+        """Raises ValueError with the message for the first true row of `bad` [R], if there is one."""
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(f"{self.where(row)}: {message(row)}")
+
+    def _from_iso(self, name: str, column: pa.Array) -> np.ndarray:
+        seconds: dict[str, float] = {}
+        texts = column.to_pylist()
+        for row, text in enumerate(texts):
+            if text not in seconds:
+                try:
+                    moment = datetime.datetime.fromisoformat((text or "").strip())
+                except ValueError:
+                    expected = "seconds since 1970, or ISO 8601 such as 2024-05-01T12:00:00Z, in all rows"
+                    raise ValueError(f"{self.where(row)}: the {name!r} must be {expected}, got {text!r}; correct or remove the row") from None
+                seconds[text] = np.floor((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp())
+        return np.array([seconds[text] for text in texts])
+
+
+def existing(path: Path) -> Path:
+    """`path`, if there is such a file; else an error that names the nearest one in its folder."""
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+        raise FileNotFoundError(f"{path} does not exist; {f'did you mean {near[0]!r}?' if near else 'correct the path'}")
+    return path
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        return arrow_parquet.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); write it again") from None
+
+
+def _read_text(path: Path, separator: str) -> pa.Table:
+    text = decode(read_bytes(path).rstrip(b"\r\n"), path)
+    header = next(csv.reader(io.StringIO(text), delimiter=separator))
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path}:1: the header names a column twice: {', '.join(header)}; rename one")
+    bad: list[Any] = []
+
+    def note(row: Any) -> str:
+        bad.append(row)
+        return "skip"
+
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(f"{text}\n".encode()),
+            read_options=arrow_csv.ReadOptions(use_threads=False),  # else bad rows come without their numbers
+            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, ignore_empty_lines=False, invalid_row_handler=note),
+            convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: {error}; correct the file") from None
+    if bad:
+        row = bad[0]
+        where = f"{path}:{_line(text, separator, row.number - 1)}"
+        what = f"expected {row.expected_columns} fields ({', '.join(header)}), got {row.actual_columns} in {row.text[:80]!r}"
+        raise ValueError(f"{where}: {what}; is a quote or separator missing?")
+    return table
+
+
+def _line(text: str, separator: str, record: int) -> int:
+    """The line, from 1, where record 0 (the header), 1 ... of a text file begins; a quoted value may hold line ends."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    for _ in range(record):
+        next(reader)
+    return reader.line_num + 1
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _as_float(column: pa.Array) -> np.ndarray | None:
+    """[R] float64, NaN where missing; None if some value is no number."""
+    try:
+        trimmed = pc.call_function("utf8_trim_whitespace", [column]) if _is_text(column.type) else column
+        return _numpy(trimmed.cast(pa.float64(), safe=False))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+
+
+def _from_timestamps(column: pa.Array) -> np.ndarray:
+    """[R] float64 whole seconds since 1970, NaN where missing, of timestamps or dates."""
+    zone = column.type.tz if pa.types.is_timestamp(column.type) else None
+    micros = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
+    return np.floor(_numpy(micros) / 1e6)
+
+
+def _guess(texts: list[str]) -> list[Any]:
+    """Text as integers if all are, as numbers if all are, as text otherwise; an empty cell is None among numbers."""
+    distinct = set(texts) - {""}
+    if not distinct or not all(_NUMBER.fullmatch(text) for text in distinct):
+        return texts
+    convert = int if all(_INTEGER.fullmatch(text) for text in distinct) else float
+    return [convert(text) if text else None for text in texts]

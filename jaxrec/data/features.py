@@ -1,0 +1,112 @@
+"""Feature tables: a column of the items or users as one array, row = id, for a model to look up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxrec.artifact import Artifact
+from jaxrec.data.interactions import Interactions
+from jaxrec.data.source import Source
+
+Kind = Literal["categorical", "numeric", "vector"]
+
+
+@dataclass(frozen=True)
+class FeatureTable(Artifact):
+    """A column as an array [rows, width]: categorical codes 1..size (0 = none), or standardised numbers (0 = unknown).
+
+    Rows are ids: items 1..N with row 0 for padding, users 0..U-1. What a column is, its values say: text or lists of text are
+    categorical, numbers numeric, lists of numbers a vector.
+
+    Attributes:
+      source: whose column it is.
+      column: its name.
+      of: of the items or of the users.
+    """
+
+    source: Source
+    column: str
+    of: Literal["item", "user"] = "item"
+
+    def build(self, folder: Path) -> None:
+        values = columns(self.source.get(), self.of)
+        if self.column not in values:
+            raise ValueError(f"{type(self.source).__name__} has no {self.of} column {self.column!r}; it has {', '.join(values) or 'none'}")
+        kind, rows, names = encode(values[self.column])
+        if self.of == "item":  # row 0 is padding
+            rows = np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
+        np.save(folder / "table.npy", rows)
+        (folder / "column.json").write_text(json.dumps({"kind": kind, "codes": names}))
+
+    def load(self, folder: Path) -> np.ndarray:
+        return np.load(folder / "table.npy", mmap_mode="r")
+
+    def codes(self) -> list[str]:
+        """The text of each categorical code, from code 1."""
+        self.get()
+        return json.loads((self.folder() / "column.json").read_text())["codes"]
+
+
+def columns(interactions: Interactions, of: Literal["item", "user"]) -> dict[str, list[Any]]:
+    """The usable columns of the items or users; titles and free text are not features."""
+    fields = interactions.item_fields if of == "item" else interactions.user_fields
+    return {name: values for name, values in fields.items() if name not in ("title", "text")}
+
+
+def column_info(interactions: Interactions) -> dict[str, dict[str, Any]]:
+    """For each usable column: `of`, `kind`, and the table's `rows`, `width` and, where categorical, `size`."""
+    found = {}
+    for of in ("item", "user"):
+        for name, values in columns(interactions, of).items():
+            kind = kind_of(values)
+            lengths = [len(value) if isinstance(value, (list, tuple)) else 1 for value in values]
+            info: dict[str, Any] = {"of": of, "kind": kind, "rows": len(values) + (of == "item"), "width": max([1, *lengths])}
+            if kind == "categorical":
+                info["size"] = len(distinct(values))
+            found[name] = info
+    return found
+
+
+def encode(values: Sequence[Any]) -> tuple[Kind, np.ndarray, list[str]]:
+    """(kind, [rows, width] array, names of the codes) of a column."""
+    kind = kind_of(values)
+    if kind == "categorical":
+        names = distinct(values)
+        code = {name: number for number, name in enumerate(names, 1)}
+        lists = [[code[str(part)] for part in _parts(value)] for value in values]
+        rows = np.zeros((len(values), max([1, *map(len, lists)])), np.int32)
+        for row, codes in zip(rows, lists, strict=True):
+            row[: len(codes)] = codes
+        return kind, rows, names
+    rows = np.array([[np.nan] if value is None else np.atleast_1d(value) for value in values], np.float64)
+    mean, spread = np.nanmean(rows, axis=0), np.nanstd(rows, axis=0)
+    scaled = (rows - mean) / np.where(spread > 0, spread, 1) if kind == "numeric" else rows
+    return kind, np.nan_to_num(scaled).astype(np.float32), []
+
+
+def kind_of(values: Sequence[Any]) -> Kind:
+    """What a column holds, by its first value that is not None or empty."""
+    sample = next((value for value in values if value is not None and value != []), "")
+    if isinstance(sample, (list, tuple)):
+        return "categorical" if isinstance(sample[0], str) else "vector"
+    return "categorical" if isinstance(sample, (str, bool)) else "numeric"
+
+
+def distinct(values: Sequence[Any]) -> list[str]:
+    """The sorted texts that occur in a categorical column."""
+    return sorted({str(part) for value in values for part in _parts(value)})
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return [part for part in (value if isinstance(value, (list, tuple)) else [value]) if part is not None and part != ""]
+
+
+def tables(source: Source, *names: str, of: Literal["item", "user"] = "item") -> dict[str, FeatureTable]:
+    """`Experiment.tables` for the columns that a sequence model uses as features."""
+    return {f"features.{name}.table": FeatureTable(source, name, of) for name in names}

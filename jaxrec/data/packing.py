@@ -1,0 +1,108 @@
+"""Sequence packing: several short histories in one row, told apart by segment numbers.
+
+Histories are short and rows are not: padding nine items to fifty wastes four fifths of the work. Packed rows are over 99 % full.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts each history into windows of at most `length` predictions.
+
+    A window of m events from `start` gives m - 1 pairs (event, next event). Windows are laid from the end of the history, so the most
+    recent one is full.
+
+    Args:
+      begin, end: [U] each user's training events are begin..end - 1 of a flat array.
+      length: most predictions of a window.
+      stride: distance between the ends of windows; 0 = only the last window. `stride = length` makes every event a target once.
+
+    Returns:
+      user, start, predictions: [W] each.
+    """
+    if stride < 0 or length < 1:
+        raise ValueError(f"windows need length >= 1 and stride >= 0, got length={length}, stride={stride}")
+    predictions = np.maximum(end - begin - 1, 0)
+    extra = np.maximum(predictions - length, 0)
+    per_user = np.where(predictions > 0, 1 + (-(-extra // stride) if stride else 0), 0)
+    user = np.repeat(np.arange(len(begin)), per_user)
+    number = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
+    last = end[user] - number * stride  # exclusive end of the window
+    first = np.maximum(last - length - 1, begin[user])
+    return user, first, last - first - 1
+
+
+def pack(lengths: np.ndarray, capacity: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
+    """Lays segments into as few rows as best-fit-decreasing finds.
+
+    Args:
+      lengths: [W] of the segments, 1..capacity.
+      capacity: tokens of a row.
+      seed: of the order among equal lengths, so that rows do not group neighbours of the file.
+
+    Returns:
+      row: [W] the row of each segment; start: [W] its first column; rows: how many rows.
+    """
+    if len(lengths) and not (1 <= lengths.min() and lengths.max() <= capacity):
+        raise ValueError(f"segments of {lengths.min()}..{lengths.max()} tokens do not fit rows of {capacity}; make row at least as long as length")
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
+    row, start = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
+    open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by the room left in them
+    rows = 0
+    for index in order.tolist():
+        need = int(lengths[index])
+        room = next((free for free in range(need, capacity + 1) if open_rows[free]), 0)
+        if room:
+            number = open_rows[room].pop()
+        else:
+            number, room, rows = rows, capacity, rows + 1
+        row[index], start[index] = number, capacity - room
+        open_rows[room - need].append(number)
+    return row, start, rows
+
+
+def lay_out(
+    row: np.ndarray,
+    start: np.ndarray,
+    rows: int,
+    capacity: int,
+    user: np.ndarray,
+    first: np.ndarray,
+    predictions: np.ndarray,
+    sequence: np.ndarray,
+    times: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """[rows, capacity] int32 arrays by batch key (history, target, segment, position, user, and time) of packed windows.
+
+    Args:
+      row, start, rows: of `pack`.
+      capacity: tokens of a row.
+      user, first, predictions: of `windows`.
+      sequence, times: the flat events that `first` points into.
+    """
+    by_place = np.lexsort((start, row))  # segments are numbered from the left within their row
+    number = np.zeros(len(row), np.int64)
+    sorted_row = row[by_place]
+    begins = np.flatnonzero(np.r_[True, sorted_row[1:] != sorted_row[:-1]]) if len(row) else np.zeros(0, np.int64)
+    number[by_place] = np.arange(len(row)) - np.repeat(begins, np.diff(np.r_[begins, len(row)])) + 1
+    offset = np.arange(predictions.sum()) - np.repeat(np.cumsum(predictions) - predictions, predictions)  # within each window
+    place = np.repeat(row * capacity + start, predictions) + offset
+    event = np.repeat(first, predictions) + offset
+    values = {
+        "history": sequence[event],
+        "target": sequence[event + 1],
+        "segment": np.repeat(number, predictions),
+        "position": offset,
+        "user": np.repeat(user, predictions),
+    }
+    if times is not None:
+        values["time"] = times[event]
+    arrays = {}
+    for name, value in values.items():
+        flat = np.zeros(rows * capacity, np.int32)
+        flat[place] = value
+        arrays[name] = flat.reshape(rows, capacity)
+    return arrays

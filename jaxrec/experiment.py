@@ -1,0 +1,163 @@
+"""Experiment: everything that decides a run, as one frozen dataclass in one Python file.
+
+    # experiments/sasrec_beauty.py
+    experiment = Experiment(method=SASRec(), data=Sequences(AmazonP5("beauty")), steps=4000)
+
+The name is the file's; the workdir is `runs/<name>`. Any field is overridden by its dotted path: `--method.dim 128`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxrec.artifact import Artifact
+from jaxrec.data.sequences import Sequences
+from jaxrec.method import Actor, Method, bind
+from jaxrec.optimizer import Adam
+from jaxrec.sharding import Layout
+
+
+class Evaluator:
+    """Measures a trained system: `(method, params, data) -> (name, value)` pairs, run every `eval_every` steps on validation."""
+
+    def __call__(self, method: Any, params: Any, data: Any) -> Iterable[tuple[str, float]]:
+        raise TypeError(f"{type(self).__name__} does not evaluate")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run.
+
+    Attributes:
+      method: the system to train.
+      data: what it trains on and is asked.
+      steps: optimiser steps; 0 for a method with nothing to train.
+      optimizer: with its schedule.
+      evals: run on validation every `eval_every` steps; the first value of the first one decides which checkpoint is best.
+      layout: mesh, sharding rules, jit or pmap.
+      tables: parameter name -> artifact that fills it (frozen arrays from data).
+      init_from: parameter prefix -> artifact or run folder whose parameters start it.
+      accumulate: microbatches that one batch is split into; gradients are exact.
+      dispatch: steps per call of the compiled program; more helps where steps are tiny.
+      precision: dtype of the forward and backward pass; parameters and optimiser stay float32.
+      patience: evaluations without a new best before stopping; 0 = never.
+      seed: of initialisation, dropout and negatives (the data has its own).
+      log_every, eval_every, save_every: in steps; 0 = only at the end.
+      smoke: overrides by dotted path for `--smoke`, on top of a synthetic source and four steps.
+      name: set by `load` from the file's name.
+    """
+
+    method: Method
+    data: Sequences
+    steps: int
+    optimizer: Adam = field(default_factory=Adam)
+    evals: tuple[Evaluator, ...] = ()
+    layout: Layout = field(default_factory=Layout)
+    tables: Mapping[str, Artifact] = field(default_factory=dict)
+    init_from: Mapping[str, Artifact | str] = field(default_factory=dict)
+    accumulate: int = 1
+    dispatch: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    patience: int = 0
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 0
+    save_every: int = 500
+    smoke: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "experiment"
+
+    def __post_init__(self):
+        if self.steps < 0 or self.accumulate < 1 or self.dispatch < 1:
+            raise ValueError(f"{self.name}: steps >= 0, accumulate >= 1 and dispatch >= 1 are needed, got {self.steps}, {self.accumulate}, {self.dispatch}")
+        if self.accumulate > 1 and self.data.batch % self.accumulate:
+            raise ValueError(f"{self.name}: a batch of {self.data.batch} rows does not divide into accumulate={self.accumulate} microbatches")
+        couples = getattr(self.method, "couples", False)
+        if couples and (self.accumulate > 1 or self.layout.compile == "pmap"):
+            raise ValueError(
+                f"{type(self.method).__name__} couples the examples of a batch, so accumulate={self.accumulate} with compile={self.layout.compile!r} would change its loss; "
+                "use accumulate=1 and compile='jit' (its own chunking, where it has one, saves memory)"
+            )
+        if isinstance(self.method, Actor) and self.accumulate > 1:
+            raise ValueError(f"{type(self.method).__name__} makes its own batches; accumulate={self.accumulate} is not supported for it")
+
+    def resolve(self) -> Experiment:
+        """The same experiment with the method's `FROM_DATA` fields filled in."""
+        return dataclasses.replace(self, method=bind(self.method, self.data.info()))
+
+    def smoked(self) -> Experiment:
+        """A few steps on synthetic data of the same form: does it run at all?"""
+        small = dataclasses.replace(
+            self, data=self.data.smoke(), steps=4, dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
+        )
+        small = override(small, {"method.features": ()}) if hasattr(small.method, "features") else small
+        return override(small, self.smoke)
+
+
+def load(path: str | Path) -> Experiment:
+    """The experiment of a Python file, named after it.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file; or it does not define `experiment`.
+    """
+    path = Path(path)
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else [])
+        raise FileNotFoundError(f"no experiment file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+    spec = importlib.util.spec_from_file_location(f"experiments.{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file; an experiment is a .py file that defines `experiment = Experiment(...)`")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(
+            f"{path} defines no `experiment`; end it with experiment = Experiment(...)"
+            if experiment is None
+            else f"{path}: `experiment` is {experiment!r}, not an Experiment"
+        )
+    return dataclasses.replace(experiment, name=path.stem)
+
+
+def override(config: Any, changes: Mapping[str, Any]) -> Any:
+    """A frozen dataclass with fields replaced by dotted path: `override(experiment, {"method.dim": 128})`.
+
+    Raises:
+      ValueError: no such field (with the nearest names), or a value of another type.
+    """
+    for path, value in changes.items():
+        head, _, rest = path.partition(".")
+        names = [f.name for f in dataclasses.fields(config)]
+        if head not in names:
+            near = difflib.get_close_matches(head, names, n=1)
+            raise ValueError(f"{type(config).__name__} has no field {head!r}." + (f" Did you mean {near[0]!r}?" if near else f" It has {', '.join(names)}."))
+        current = getattr(config, head)
+        if rest:
+            if not dataclasses.is_dataclass(current):
+                raise ValueError(f"{type(config).__name__}.{head} is {current!r}, which has no field {rest!r}")
+            value = override(current, {rest: value})
+        config = dataclasses.replace(config, **{head: value})
+    return config
+
+
+def describe(value: Any) -> Any:
+    """An experiment (or any part of it) as JSON-able data: dataclasses become {"type": ..., field: ...}."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__qualname__, **{f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, Mapping):
+        return {str(key): describe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two `describe`d values differ: one line `path: a -> b` each."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [line for key in sorted({*a, *b}) for line in differences(a.get(key), b.get(key), f"{path}.{key}" if path else key)]
+    return [] if a == b else [f"{path}: {a!r} -> {b!r}"]

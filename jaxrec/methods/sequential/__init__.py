@@ -1,0 +1,1 @@
+"""Sequential recommenders: which item comes next?"""

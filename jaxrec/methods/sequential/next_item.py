@@ -1,0 +1,124 @@
+"""What the sequential recommenders share: a `SequenceEncoder`, a loss over the catalogue, and vectors to search with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.method import FROM_DATA, Batch, Encoder, Loss, Method, Vectors
+from jaxrec.nn.features import Feature
+from jaxrec.nn.sequence import SequenceEncoder, last_state
+from jaxrec.ops import losses, negatives
+from kernels.softmax_loss import softmax_loss
+
+
+@dataclass(frozen=True)
+class NextItem(Method, Encoder):
+    """A sequence model trained to predict each next item. Subclasses say what a block is.
+
+    Attributes:
+      items: catalogue size; ids are 1..items.
+      length: longest history that the model sees.
+      dim: width D of the model.
+      layers, heads: of the stack.
+      hidden: inner width of the feed-forward layers; 0 = `dim`.
+      dropout: rate on embeddings and on every residual branch.
+      loss_name: "softmax" over the whole catalogue, "sampled_softmax", "bce" or "gbce" against `negatives` sampled ones.
+      negatives: sampled uniformly, shared by all tokens of a batch.
+      correction: logQ correction of the sampled softmax.
+      gbce_t: calibration of gBCE, 0..1.
+      features: side features of items and users.
+    """
+
+    items: int = FROM_DATA
+    length: int = FROM_DATA
+    dim: int = 64
+    layers: int = 2
+    heads: int = 1
+    hidden: int = 0
+    dropout: float = 0.5
+    loss_name: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "sampled_softmax"
+    negatives: int = 512
+    correction: bool = True
+    gbce_t: float = 0.75
+    features: tuple[Feature, ...] = ()
+
+    causal: ClassVar[bool] = True
+    positions: ClassVar[bool] = True
+
+    def block(self) -> Any:
+        """The spec of one layer."""
+        raise TypeError(f"{type(self).__name__} does not say what a block is")
+
+    def rows(self) -> int:
+        """Rows of the item table: padding, the items, and what a subclass adds."""
+        return self.items + 1
+
+    def spec(self) -> SequenceEncoder:
+        return SequenceEncoder.spec(
+            self.rows(),
+            self.dim,
+            self.block(),
+            layers=self.layers,
+            length=self.length,
+            rate=self.dropout,
+            causal=self.causal,
+            positions=self.positions,
+            features=self.features,
+        )
+
+    def loss(self, params: SequenceEncoder, batch: Batch, key: jax.Array) -> Loss:
+        encode, sample = jax.random.split(key)
+        hidden = params(batch, encode)
+        return self.catalogue_loss(params, hidden, batch["target"], batch["mask"], sample)
+
+    def catalogue_loss(self, params: SequenceEncoder, hidden: jax.Array, target: jax.Array, mask: jax.Array, key: jax.Array) -> Loss:
+        """The chosen loss of hidden states [B, T, D] against targets [B, T] with weights `mask` [B, T]."""
+        hidden = hidden.reshape(-1, hidden.shape[-1])  # [N, D]
+        target, weight = target.reshape(-1), mask.reshape(-1).astype(jnp.float32)
+        if self.loss_name == "softmax":
+            table = params.table(self.rows())
+            total = softmax_loss(hidden, table, target, weight, valid=(1, self.items + 1))
+            return Loss(terms={"loss": (total, jnp.sum(weight))})
+        sampled = negatives.uniform(key, self.negatives, self.items)  # [K]
+        positive, negative = losses.pair_scores(hidden, params.vectors(target), params.vectors(sampled))
+        hit = sampled[None] == target[:, None]
+        if self.loss_name == "sampled_softmax":
+            expected = jnp.full(self.negatives, losses.log_expected_uniform(self.negatives, self.items)) if self.correction else None
+            each = losses.sampled_softmax(positive, negative, hit, expected)
+        else:
+            beta = losses.gbce_beta(self.negatives, self.items, self.gbce_t) if self.loss_name == "gbce" else 1.0
+            each = losses.binary_cross_entropy(positive, negative, hit, beta)
+        return Loss(terms={"loss": (jnp.sum(each * weight), jnp.sum(weight))})
+
+    def encode_query(self, params: SequenceEncoder, batch: Batch) -> Vectors:
+        state = last_state(params(batch, None), batch["segment"])
+        return Vectors(state[:, None], jnp.ones((state.shape[0], 1), bool))
+
+    def encode_item(self, params: SequenceEncoder, batch: Batch) -> Vectors:
+        vectors = params.vectors(batch["item"])
+        return Vectors(vectors[:, None], jnp.ones((vectors.shape[0], 1), bool))
+
+
+def tiny_batch(items: int = 30, length: int = 8, rows: int = 4) -> dict[str, np.ndarray]:
+    """A batch of `rows` packed rows with two histories each, for the tests of every sequence model."""
+    random = np.random.default_rng(0)
+    first = length // 2 + 1
+    segment = np.array([[1] * first + [2] * (length - first)] * rows, np.int32)
+    position = np.r_[np.arange(first), np.arange(length - first)].astype(np.int32)
+    history = random.integers(1, items + 1, (rows, length)).astype(np.int32)
+    target = np.roll(history, -1, axis=1)
+    target[:, [first - 1, -1]] = random.integers(1, items + 1, (rows, 2))
+    return {
+        "history": history,
+        "target": target,
+        "mask": np.ones((rows, length), np.float32),
+        "segment": segment,
+        "position": np.broadcast_to(position, (rows, length)).copy(),
+        "user": np.zeros((rows, length), np.int32),
+        "time": np.sort(random.integers(0, 10**6, (rows, length)), axis=1).astype(np.int32),
+    }

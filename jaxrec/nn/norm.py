@@ -1,0 +1,35 @@
+"""Normalisation over the last axis, computed in float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrec.nn.linear import along_last
+from jaxrec.param import Param, ones, zeros
+
+
+@struct.dataclass
+class LayerNorm:
+    """y = (x - mean) / sqrt(variance + epsilon) * scale + bias (Ba et al. 2016, arXiv 1607.06450)."""
+
+    scale: jax.Array  # [D]
+    bias: jax.Array  # [D]
+    epsilon: float = struct.field(pytree_node=False, default=1e-6)
+
+    @classmethod
+    def spec(cls, width: int) -> LayerNorm:
+        return cls(scale=Param((width,), ("embed",), ones), bias=Param((width,), ("embed",), zeros))  # type: ignore[arg-type]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        y = standardise(x, self.epsilon)
+        return (y * along_last(self.scale, y) + along_last(self.bias, y)).astype(x.dtype)
+
+
+def standardise(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Mean 0 and variance 1 over the last axis, float32, without parameters."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)

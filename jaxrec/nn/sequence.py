@@ -1,0 +1,91 @@
+"""The body that all sequence models share: items (and features) in, hidden states out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrec.method import Batch
+from jaxrec.nn.attention import Context, visible
+from jaxrec.nn.embedding import Embedding
+from jaxrec.nn.features import Feature, FeatureEncoder
+from jaxrec.nn.linear import dropout
+from jaxrec.nn.norm import LayerNorm
+from jaxrec.nn.transformer import Stack
+
+
+@struct.dataclass
+class SequenceEncoder:
+    """Embeds a row of packed histories and runs a stack over it.
+
+    x = item vector * sqrt(D) + position vector + user features; dropout; stack; layer norm.
+    """
+
+    item: Embedding
+    features: dict[str, FeatureEncoder]  # item features and user features by column name
+    position: Embedding | None
+    stack: Stack
+    norm: LayerNorm
+    user_features: tuple[str, ...] = struct.field(pytree_node=False)
+    causal: bool = struct.field(pytree_node=False)
+    rate: float = struct.field(pytree_node=False)
+
+    @classmethod
+    def spec(
+        cls,
+        rows: int,
+        width: int,
+        block: Any,
+        *,
+        layers: int,
+        length: int,
+        rate: float,
+        causal: bool,
+        positions: bool = True,
+        features: tuple[Feature, ...] = (),
+    ) -> SequenceEncoder:
+        """Declares `layers` of `block` over a table of `rows` vectors; `length` positions are learned if `positions`."""
+        return cls(
+            item=Embedding.spec(rows, width),
+            features={feature.name: FeatureEncoder.spec(feature, width) for feature in features},
+            position=Embedding.spec(length, width) if positions else None,
+            stack=Stack.spec(block, layers),
+            norm=LayerNorm.spec(width),
+            user_features=tuple(feature.name for feature in features if feature.of == "user"),
+            causal=causal,
+            rate=rate,
+        )
+
+    def vectors(self, ids: jax.Array) -> jax.Array:
+        """Item vectors, used at the input and to score: the item's own vector plus its features. ids [...] -> [..., D]."""
+        vectors = self.item(ids)
+        for name, encoder in self.features.items():
+            if name not in self.user_features:
+                vectors = vectors + encoder(ids)
+        return vectors
+
+    def table(self, rows: int) -> jax.Array:
+        """[>= rows, D] the vectors of all items, row = id."""
+        return self.vectors(jnp.arange(rows)) if len(self.features) > len(self.user_features) else self.item.table
+
+    def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """history, segment, position [B, T] (and user, time where used) -> [B, T, D]. Dropout only with a key."""
+        history, segment = batch["history"], batch["segment"]
+        x = self.vectors(history)
+        x = x * jnp.asarray(x.shape[-1] ** 0.5, x.dtype)
+        if self.position is not None:
+            x = x + self.position(batch["position"])
+        for name in self.user_features:
+            x = x + self.features[name](batch["user"])
+        first, rest = (None, None) if key is None else jax.random.split(key)
+        context = Context(segment, visible(segment, causal=self.causal), rest, batch.get("time"))
+        return self.norm(self.stack(dropout(x, self.rate, first), context))
+
+
+def last_state(hidden: jax.Array, segment: jax.Array) -> jax.Array:
+    """[B, D] the state at each row's last token; rows are filled from the left. hidden [B, T, D], segment [B, T]."""
+    last = jnp.maximum(jnp.sum(segment > 0, axis=1) - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,58 @@
+"""Optimizer: the optax chain of a run, with schedules in fractions of it, so `--steps` never breaks one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import optax
+
+
+@dataclass(frozen=True)
+class Adam:
+    """AdamW (Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101) with warm-up and decay.
+
+    Attributes:
+      peak: learning rate after warm-up.
+      warmup: share of the steps over which it rises linearly from 0.
+      decay: what it does after: stay, or fall to `final` times the peak.
+      final: see `decay`.
+      b1, b2: decay of the first and second moments.
+      weight_decay: decoupled, on matrices and tables; vectors (biases, scales) are left alone.
+      clip: largest global norm of the gradient; 0 = no clipping.
+    """
+
+    peak: float = 1e-3
+    warmup: float = 0.02
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    final: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.98
+    weight_decay: float = 0.0
+    clip: float = 0.0
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """Learning rate by step for a run of `steps`."""
+        rise = round(self.warmup * steps)
+        rest = max(steps - rise, 1)
+        fall = {
+            "constant": optax.constant_schedule(self.peak),
+            "linear": optax.linear_schedule(self.peak, self.final * self.peak, rest),
+            "cosine": optax.cosine_decay_schedule(self.peak, rest, self.final),
+        }[self.decay]
+        return optax.join_schedules([optax.linear_schedule(0.0, self.peak, rise), fall], [rise]) if rise else fall
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation of a run of `steps`."""
+        if self.peak <= 0 or not 0 <= self.warmup <= 1:
+            raise ValueError(f"Adam needs peak > 0 and 0 <= warmup <= 1, got peak={self.peak}, warmup={self.warmup}")
+        parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+        parts.append(optax.scale_by_adam(self.b1, self.b2))
+        if self.weight_decay:
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=_matrices))
+        return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule(steps)))
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

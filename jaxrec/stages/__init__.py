@@ -1,0 +1,1 @@
+"""Artifacts and steps that compute with JAX: trained parts, evaluations of runs."""

@@ -1,0 +1,97 @@
+"""Runs: an experiment, its workdir, and what comes out of them: trained parameters and evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxrec.artifact import Artifact
+from jaxrec.evals.retrieval import Ranks, rank
+from jaxrec.experiment import Experiment, describe, differences
+from jaxrec.method import Baseline
+from jaxrec.methods.sequential.item_knn import ItemKNN
+from jaxrec.methods.sequential.last_item import LastItem
+from jaxrec.methods.sequential.markov import Markov
+from jaxrec.methods.sequential.popularity import Popularity
+from jaxrec.param import Tree, abstract, unflatten
+from jaxrec.train.checkpoint import read_params
+from jaxrec.train.loop import FREE, train
+
+BASELINES: tuple[Baseline, ...] = (Popularity(), LastItem(), Markov(), ItemKNN())
+"""What every model is held against, always."""
+
+
+def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, int]:
+    """(the resolved experiment, its best parameters, their step) of a run.
+
+    Raises:
+      FileNotFoundError: the run does not exist or has no checkpoint.
+      ValueError: the run was made with another configuration; names each field that differs.
+    """
+    experiment = experiment.resolve()
+    path = workdir / "experiment.json"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no run in {workdir}; train first: jaxrec train experiments/{experiment.name}.py")
+    changed = [line for line in differences(json.loads(path.read_text()), describe(experiment)) if line.split(".")[0].split(":")[0] not in FREE]
+    if changed:
+        raise ValueError(
+            f"{workdir} was trained with another configuration (was -> asked for):\n  "
+            + "\n  ".join(changed)
+            + "\nGive the same overrides, or the --workdir of the other run."
+        )
+    spec = experiment.method.spec()
+    leaves, step = read_params(workdir)
+    leaves |= {name: artifact.get() for name, artifact in experiment.tables.items()}
+    return experiment, unflatten(abstract(spec), leaves), step
+
+
+def evaluate_run(experiment: Experiment, workdir: Path, split: Literal["validation", "test"] = "test") -> Ranks:
+    """Where a trained run ranks each target; kept beside the run as `ranks_<split>.npz` for `compare`."""
+    experiment, params, _ = load_run(experiment, workdir)
+    data = experiment.data
+    ranks = rank(experiment.method, params, data.examples(split), items=data.info()["items"], length=data.length)  # type: ignore[arg-type]
+    ranks.save(workdir / f"ranks_{split}.npz")
+    return ranks
+
+
+@dataclass(frozen=True)
+class BaselineRanks(Artifact):
+    """Where a counting baseline ranks each target of a data set: counted once, and then at hand for every table."""
+
+    baseline: Baseline
+    data: Any
+    split: str
+
+    def build(self, folder: Path) -> None:
+        items = self.data.info()["items"]
+        counts = self.baseline.fit(*self.data.training(), items)
+        rank(self.baseline, counts, self.data.examples(self.split), items=items, length=self.data.length).save(folder / "ranks.npz")
+
+    def load(self, folder: Path) -> Ranks:
+        return Ranks.load(folder / "ranks.npz")
+
+
+def baseline_ranks(data: Any, split: str) -> dict[str, Ranks]:
+    """The ranks of every baseline by its name."""
+    # A baseline sees no batches: what only shapes them must not make it be counted again.
+    plain = dataclasses.replace(data, batch=1, length=1, row=0, packing=True, stride=0, seed=0)
+    return {type(baseline).__name__: BaselineRanks(baseline, plain, split).get() for baseline in BASELINES}
+
+
+@dataclass(frozen=True)
+class Trained(Artifact):
+    """The parameters of an experiment, trained on first use: `init_from={"reference": Trained(experiment)}`."""
+
+    experiment: Experiment
+
+    def inputs(self) -> dict[str, Any]:
+        return {"experiment": describe(self.experiment)}
+
+    def build(self, folder: Path) -> None:
+        train(self.experiment, folder / "run")
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        return read_params(folder / "run")[0]

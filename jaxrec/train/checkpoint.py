@@ -1,0 +1,149 @@
+"""Checkpoints: the state of a run as a flat table of named arrays, written by orbax, so a folder survives refactoring of the code.
+
+A run keeps its latest states (to resume) and apart from them the best parameters (to evaluate and export). Orbax writes into a
+temporary folder and renames it, so a crash or a full disk leaves the previous checkpoint as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jaxrec.artifact import say
+from jaxrec.param import Tree, flatten, unflatten
+from jaxrec.train.step import State
+
+
+class Checkpoints:
+    """The checkpoints of one workdir.
+
+    Args:
+      workdir: of the run.
+      refill: names of parameters that are not stored, because `Experiment.tables` fills them.
+      keep: how many of the latest states.
+    """
+
+    def __init__(self, workdir: Path, *, refill: Iterable[str] = (), keep: int = 2):
+        self.workdir = workdir.absolute()
+        self._refill = set(refill)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        self._latest = ocp.CheckpointManager(self.workdir / "checkpoints", options=options)
+
+    def save(self, state: State, progress: Mapping[str, Any]) -> None:
+        """Saves a state and the JSON-able `progress` (data iterator, best value) beside it. Returns once the arrays are copied."""
+        step = int(state.step)
+        if step == self._latest.latest_step():
+            return
+        try:
+            self._latest.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(self._stored(state)), progress=ocp.args.JsonSave(dict(progress))))
+        except (OSError, ValueError) as error:
+            raise self._not_written(step, error) from error
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk.
+
+        Raises:
+          OSError: it could not be written; names the step that survives.
+        """
+        try:
+            self._latest.wait_until_finished()
+        except Exception as error:  # orbax passes on whatever its writer threads raised
+            raise self._not_written(None, error) from error
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._latest.latest_step()
+
+    def restore(self, abstract: State, params: Tree | None = None) -> tuple[State, dict[str, Any]]:
+        """The newest state, laid out like `abstract`, and its progress. `params` gives the arrays that are not stored."""
+        wanted = self._stored(abstract)
+        restored = self._latest.restore(
+            self._latest.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore())
+        )
+        leaves = dict(restored["state"])
+        if self._refill:
+            leaves |= {f"params.{name}": leaf for name, leaf in flatten(params).items() if name in self._refill}
+        return unflatten(abstract, leaves), restored["progress"]
+
+    def save_best(self, params: Tree, step: int) -> None:
+        """Replaces the best parameters."""
+        save_params(self.workdir / "best", {name: leaf for name, leaf in flatten(params).items() if name not in self._refill}, step)
+
+    def close(self) -> None:
+        self._latest.close()
+
+    def _stored(self, state: State) -> dict[str, Any]:
+        return {name: leaf for name, leaf in flatten(state).items() if name.removeprefix("params.") not in self._refill}
+
+    def _not_written(self, step: int | None, error: BaseException) -> OSError:
+        survivors = sorted(int(p.name) for p in (self.workdir / "checkpoints").iterdir() if p.name.isdigit() and int(p.name) != step)
+        kept = f"the checkpoint of step {survivors[-1]} is intact" if survivors else "there is no earlier checkpoint"
+        return OSError(
+            f"checkpoint{'' if step is None else f' of step {step}'} could not be written to {self.workdir} ({error}); {kept}. Free some disk space and run the same command again"
+        )
+
+
+def save_params(folder: Path, leaves: Mapping[str, Any], step: int) -> None:
+    """Writes named arrays as the only checkpoint in `folder`; the previous one goes once the new one is complete."""
+    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True, cleanup_tmp_directories=True)) as manager:
+        if manager.latest_step() != step:
+            manager.save(step, args=ocp.args.StandardSave(dict(leaves)))
+
+
+def read_params(workdir: Path, *, like: Tree | None = None) -> tuple[dict[str, Any], int]:
+    """(named arrays, step) of a run: its best parameters if it kept any, else those of its newest state.
+
+    Args:
+      workdir: of the run.
+      like: a tree whose leaves name the arrays to read and their layout; None reads all onto the first device.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint; says which command makes one.
+    """
+    for folder, prefix in ((workdir / "best", ""), (workdir / "checkpoints", "params.")):
+        if not folder.is_dir():
+            continue
+        with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+            if (step := manager.latest_step()) is None:
+                continue
+            if prefix:
+                restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+            else:
+                restored = manager.restore(step, args=ocp.args.StandardRestore(None if like is None else flatten(like)))
+            return {name.removeprefix(prefix): leaf for name, leaf in restored.items() if name.startswith(prefix)}, step
+    raise FileNotFoundError(f"{workdir} has no checkpoint; train first: jaxrec train experiments/{workdir.name}.py")
+
+
+def fill(params: Tree, tables: Mapping[str, Any]) -> Tree:
+    """Parameters with some arrays replaced by name.
+
+    Raises:
+      ValueError: a name that the parameters do not have, or another shape; it names both.
+    """
+    if not tables:
+        return params
+    leaves = flatten(params)
+    for name, value in tables.items():
+        if name not in leaves:
+            raise ValueError(f"the model has no parameter {name!r} to fill; it has {', '.join(leaves)}")
+        if leaves[name].shape != value.shape:
+            raise ValueError(f"parameter {name!r} has shape {leaves[name].shape}, the table for it {value.shape}")
+        leaves[name] = jax.device_put(jax.numpy.asarray(value, leaves[name].dtype), leaves[name].sharding)
+    return unflatten(params, leaves)
+
+
+def start_from(params: Tree, sources: Mapping[str, Any]) -> Tree:
+    """Parameters whose names begin with a prefix replaced by those of another run: `{"reference": Trained(experiment)}`.
+
+    A source is an artifact that loads named arrays, or the workdir of a run. The prefix "" starts the whole model.
+    """
+    for prefix, source in sources.items():
+        leaves = source.get() if hasattr(source, "get") else read_params(Path(source))[0]
+        names = {name: f"{prefix}.{name}" if prefix else name for name in leaves}
+        say(f"starting {prefix or 'the model'} from {source if isinstance(source, str) else type(source).__name__}: {len(names)} arrays")
+        params = fill(params, {names[name]: leaf for name, leaf in leaves.items()})
+    return params

@@ -1,0 +1,204 @@
+"""The whole run on one page: bind, lock, restore or start, step, report, evaluate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec.artifact import locked, write_atomically
+from jaxrec.experiment import Experiment, describe, differences
+from jaxrec.method import Starter
+from jaxrec.param import count
+from jaxrec.train.checkpoint import Checkpoints, fill, start_from
+from jaxrec.train.log import Log
+from jaxrec.train.step import Runner, State, make_runner
+
+FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch", "name", "smoke")
+"""Fields that may change between the start of a run and its continuation; the rest decide the result."""
+
+
+def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
+    """Trains until `steps`, or until `patience` runs out; continues where an earlier call of the same experiment stopped.
+
+    Returns:
+      The last values of every metric, `best_<metric>` where evaluators ran, and `step`.
+
+    Raises:
+      ValueError: the workdir belongs to another configuration (says which field differs).
+      RuntimeError: another process trains there; or FloatingPointError: a loss was not finite (says where).
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir / "lock", wait=False, busy=f"another training runs in {workdir}; wait for it, or choose another workdir"):
+        return _train(experiment.resolve(), workdir)
+
+
+def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
+    # --- What is this run?
+    claim(experiment, workdir)
+    method, data = experiment.method, experiment.data
+    first = jax.process_index() == 0
+    batches = data.batches(jax.process_index(), jax.process_count())
+    tx = experiment.optimizer.build(experiment.steps)
+    runner = make_runner(method, tx, experiment.layout, seed=experiment.seed, accumulate=experiment.accumulate, precision=experiment.precision)
+    checkpoints = Checkpoints(workdir, refill=experiment.tables)
+    iterator = batches.iterate()
+
+    # --- Restore, or start.
+    tables = {name: artifact.get() for name, artifact in experiment.tables.items()}
+    progress: dict[str, Any] = {"best": None, "best_step": 0, "stale": 0, "metric": ""}
+    if checkpoints.latest_step() is not None:
+        placed = fill(runner.read(runner.start()).params, tables) if tables else None
+        state, progress = checkpoints.restore(runner.abstract, placed)
+        iterator.set_state(progress["data"])
+        state = runner.place(state)
+    else:
+        state = begin(experiment, runner, tables, batches)
+    done = int(runner.read(state).step)
+    log = Log(workdir, experiment.steps, done=done, per_step=data.batch * data.histories_per_row(), quiet=not first)
+    log.note(
+        f"{experiment.name}: {type(method).__name__}, {count(method.spec(), trainable=True):,} parameters, {batches.rows:,} rows of {data.capacity} tokens, "
+        f"{experiment.steps * data.batch / batches.rows:.1f} epochs, {jax.device_count()} {jax.default_backend()} device(s)"
+        + (f", continuing at step {done:,}" if done else "")
+    )
+
+    # --- Step.
+    values: dict[str, float] = {}
+    pending: list[dict[str, jax.Array]] = []
+    reported = saved = done
+    stop = interrupted = False
+    with stopping() as stopped, contextlib.closing(log):
+        while done < experiment.steps and not stop:
+            burst = next_stop(done, experiment) - done
+            state, metrics = runner.run(state, [next(iterator) for _ in range(burst)])
+            done += burst
+            pending.append(metrics)
+
+            # --- Report.
+            interrupted = stopped()
+            last = done == experiment.steps or interrupted
+            due_eval = bool(experiment.evals) and (last or is_due(done, experiment.eval_every))
+            due_save = last or is_due(done, experiment.save_every)
+            if last or due_eval or due_save or is_due(done, experiment.log_every):
+                values |= settle_metrics(pending, reported, batches, checkpoints, experiment)
+                pending, reported = [], done
+                log.report(done, values)
+
+            # --- Evaluate: the first value of the first evaluator decides what is best.
+            if due_eval and not interrupted:
+                measured = {name: float(value) for evaluator in experiment.evals for name, value in evaluator(method, runner.read(state).params, data)}
+                log.report(done, measured)
+                values |= measured
+                metric, value = next(iter(measured.items()))
+                better = progress["best"] is None or value > progress["best"]
+                progress |= {"metric": metric, "stale": 0 if better else progress["stale"] + 1}
+                if better:
+                    progress |= {"best": value, "best_step": done}
+                    checkpoints.save_best(runner.read(state).params, done)
+                stop = bool(experiment.patience) and progress["stale"] >= experiment.patience
+
+            # --- Save.
+            if due_save or stop:
+                checkpoints.save(runner.read(state), {**progress, "data": iterator.get_state()})
+                saved = done
+            if interrupted:
+                break
+        checkpoints.wait()
+        if stop:
+            log.note(f"stopped at step {done:,}: no better {progress['metric']} since step {progress['best_step']:,}")
+        elif interrupted:
+            log.note(f"interrupted; step {saved:,} is saved. Run the same command again to continue.")
+    checkpoints.close()
+    if interrupted:
+        raise KeyboardInterrupt
+    best = {} if progress["best"] is None else {f"best_{progress['metric']}": progress["best"], "best_step": progress["best_step"]}
+    return {**values, **best, "step": done}
+
+
+def begin(experiment: Experiment, runner: Runner, tables: dict[str, np.ndarray], batches: Any) -> State:
+    """A state at step 0, with tables, other runs' parameters and data-dependent starts in place."""
+    state = runner.start()
+    if not (tables or experiment.init_from or isinstance(experiment.method, Starter)):
+        return state
+    params = start_from(fill(runner.read(state).params, tables), experiment.init_from)
+    if isinstance(experiment.method, Starter):
+        some = (batches[number] for number in range(-(-batches.rows // batches.size)))
+        params = experiment.method.start(params, some, jax.random.key(experiment.seed))
+    return runner.place(runner.read(state).replace(params=params))
+
+
+def claim(experiment: Experiment, workdir: Path) -> None:
+    """Writes the experiment into a fresh workdir; in a used one, checks that it is the same.
+
+    Raises:
+      ValueError: names each field that differs, with both values.
+    """
+    path = workdir / "experiment.json"
+    now = describe(experiment)
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [line for line in differences(before, now) if line.split(".")[0].split(":")[0] not in FREE]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds another run; these fields differ:\n  "
+                + "\n  ".join(changed)
+                + "\nUse the old values to continue it, or another --workdir to start anew."
+            )
+    write_atomically(path, json.dumps(now, indent=1))
+
+
+def settle_metrics(pending: list[dict[str, jax.Array]], since: int, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:
+    """Means over the steps since the last report; stops the run if one was not finite."""
+    if not pending:
+        return {}
+    columns = {name: np.concatenate([np.asarray(metrics[name]) for metrics in pending]) for name in pending[0]}
+    broken = ~np.isfinite(columns["loss"])
+    if broken.any():
+        number = since + int(np.argmax(broken))
+        rows = batches.indices(number)
+        shown = ", ".join(map(str, rows[:16].tolist())) + (", ..." if len(rows) > 16 else "")
+        checkpoints.wait()
+        good = checkpoints.latest_step()
+        raise FloatingPointError(
+            f"{experiment.name}: the loss of step {number} is {columns['loss'][number - since]} on rows [{shown}]. "
+            + (f"The checkpoint of step {good} is good. " if good is not None else "No checkpoint was saved yet. ")
+            + "Lower optimizer.peak, set optimizer.clip=1, or look at those rows; then start in another workdir."
+        )
+    return {name: float(column.mean()) for name, column in columns.items()}
+
+
+def is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def next_stop(step: int, experiment: Experiment) -> int:
+    """The step at which the next burst ends: at most `dispatch` further, and never past a report, evaluation or save."""
+    stops = [step + experiment.dispatch, experiment.steps]
+    stops += [(step // every + 1) * every for every in (experiment.log_every, experiment.eval_every, experiment.save_every) if every]
+    return min(stops)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Any]:
+    """Turns Ctrl-C and SIGTERM into a question the loop asks between steps; a second Ctrl-C interrupts at once."""
+    caught: list[int] = []
+
+    def handle(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    previous = {}
+    with contextlib.suppress(ValueError):  # not the main thread: leave signals alone
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,66 @@
+"""The TPU kernels compile for real TPUs, without one: it proves that Mosaic takes them and that they fit, not what they compute or how fast."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import functools, json, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+from kernels import dispatch, shapes
+from kernels.softmax_loss import log_likelihood, softmax_loss
+
+chip = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices[0]
+CASES = [(shapes.BEAUTY, jnp.bfloat16), (shapes.ML_1M, jnp.float32), (shapes.LARGE, jnp.float32), (shapes.ODD[3], jnp.bfloat16)]
+CASES += [(shapes.Softmax(1024, 768, 30_000, (0, 30_000)), jnp.float32)]
+for shape, dtype in CASES:
+    def abstract(*sizes, dtype=dtype):
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=SingleDeviceSharding(chip))
+    arguments = [abstract(shape.tokens, shape.dim), abstract(shape.rows, shape.dim), abstract(shape.tokens, dtype=jnp.int32)]
+    weight = abstract(shape.tokens, dtype=jnp.float32)
+    loss = functools.partial(softmax_loss, valid=shape.valid)
+    likelihood = functools.partial(log_likelihood, valid=shape.valid)
+    with dispatch.compiling_for("tpu"):
+        gradient = jax.jit(jax.grad(loss, (0, 1))).lower(*arguments, weight).compile()
+        jax.jit(likelihood).lower(*arguments).compile()
+    text = gradient.as_text()
+    print(json.dumps({
+        "shape": str(shape), "dtype": jnp.dtype(dtype).name, "logits": shape.tokens * shape.rows * 4,
+        "kernels": sum(name in text for name in ("softmax_loss_forward", "softmax_loss_d_table")),
+        "temporaries": gradient.memory_analysis().temp_size_in_bytes, "flops": gradient.cost_analysis()["flops"],
+        "products": 2 * shape.tokens * shape.rows * shape.dim,
+    }))
+"""
+
+# Set before jax is imported, hence the subprocess. They keep libtpu from looking for a TPU.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu; pip install 'jax[tpu]' (it has a licence of its own)")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_softmax_loss_compiles(topology):
+    run = subprocess.run([sys.executable, "-c", PROGRAM, topology], env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    results = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(results) == 5
+    for result in results:
+        assert result["kernels"] == 2, result
+        assert result["flops"] >= 4 * result["products"], result  # the cost estimate reaches the compiler
+        if result["logits"] > 2**27:
+            assert result["temporaries"] < result["logits"] / 4, result
