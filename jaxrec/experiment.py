@@ -80,8 +80,8 @@ class Experiment:
         couples = getattr(self.method, "couples", False)
         if couples and (self.accumulate > 1 or self.layout.compile == "pmap"):
             raise ValueError(
-                f"{type(self.method).__name__} couples the examples of a batch, so accumulate={self.accumulate} with compile={self.layout.compile!r} would change its loss; "
-                "use accumulate=1 and compile='jit' (its own chunking, where it has one, saves memory)"
+                f"{type(self.method).__name__} couples the examples of a batch, so accumulate={self.accumulate} with compile={self.layout.compile!r} "
+                "would change its loss; use accumulate=1 and compile='jit' (its own chunking, where it has one, saves memory)"
             )
         if isinstance(self.method, Actor) and self.accumulate > 1:
             raise ValueError(f"{type(self.method).__name__} makes its own batches; accumulate={self.accumulate} is not supported for it")

@@ -74,15 +74,19 @@ def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], layout: Layo
     Raises:
       ValueError: a dimension is not a multiple of the mesh axis that it is laid on.
     """
-    spec = logical_to_mesh_axes(axes, [rule for rule in layout.rules if rule[1] in mesh.axis_names]) or PartitionSpec()
+    spec = _mesh_axes(axes, layout, mesh)
     for name, size, target in zip(axes, shape, spec, strict=False):
         if target is not None and size % mesh.shape[target]:
             raise ValueError(
                 f"axis {name!r} of size {size} does not divide over the {mesh.shape[target]} devices of mesh axis {target!r}; change the size or the rules"
             )
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, spec)
 
 
 def batch_sharding(layout: Layout, mesh: Mesh) -> NamedSharding:
     """The sharding of every array of a batch: its leading axis is "batch"."""
-    return NamedSharding(mesh, PartitionSpec(*logical_to_mesh_axes(("batch",), [rule for rule in layout.rules if rule[1] in mesh.axis_names])))
+    return NamedSharding(mesh, _mesh_axes(("batch",), layout, mesh))
+
+
+def _mesh_axes(axes: tuple[str | None, ...], layout: Layout, mesh: Mesh) -> PartitionSpec:
+    return logical_to_mesh_axes(axes, [rule for rule in layout.rules if rule[1] in mesh.axis_names]) or PartitionSpec()

@@ -44,6 +44,6 @@ def interpret() -> bool:
     return platform() != "tpu"
 
 
-def tpu_compiler_params(*semantics: str) -> Any:
-    """Mosaic's parameters: one of "parallel" or "arbitrary" for each axis of the grid."""
+def tpu_compiler_params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:
+    """Mosaic's parameters: whether the steps of each axis of the grid are independent of each other, or run in order."""
     return pltpu.CompilerParams(dimension_semantics=semantics)  # of this name since jax 0.7; 0.10 to 0.12 need no distinction

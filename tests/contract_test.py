@@ -74,7 +74,9 @@ class TestContract:
         values, gradients = [], []
         for seed in (1, 2):  # the same batch with different junk in a last row of weight zero
             random = np.random.default_rng(seed)
-            junk = {key: random.integers(0, 2, array[:1].shape).astype(array.dtype) for key, array in batch.items()} | {"mask": np.zeros_like(batch["mask"][:1])}
+            junk = {key: random.integers(0, 2, array[:1].shape).astype(array.dtype) for key, array in batch.items()} | {
+                "mask": np.zeros_like(batch["mask"][:1])
+            }
             padded = {key: np.concatenate([array, junk[key]]) for key, array in batch.items()}
             (value, _), gradient = objective(params, padded, jax.random.key(1))
             values.append(value)

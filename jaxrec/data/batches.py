@@ -68,7 +68,7 @@ class Batches:
         except ImportError:  # a bare accelerator image
             return BatchIterator(self)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-        return iter(grain.MapDataset.source(self).to_iter_dataset(options))
+        return iter(grain.MapDataset.source(self).to_iter_dataset(options))  # type: ignore[arg-type] - has len and getitem, which is all grain asks
 
 
 @functools.lru_cache(maxsize=4)

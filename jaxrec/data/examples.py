@@ -46,7 +46,7 @@ class Examples:
         most = max((len(items) for items in distinct), default=1)
         for begin in range(0, len(self), size):
             index = np.arange(begin, min(begin + size, len(self)))
-            batch = pad_histories([self.history(b) for b in index], length, rows=size)
+            batch = pad_histories([self.history(int(b)) for b in index], length, rows=size)
             if self.time is not None:
                 times = [self.time[self.offsets[b] : self.offsets[b + 1]] for b in index]
                 batch["time"] = pad_histories(times, length, rows=size)["history"]

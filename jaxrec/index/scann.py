@@ -14,6 +14,7 @@ from jaxrec.index.exact import NOTHING, ExactIndex
 from jaxrec.index.index import Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
 
 SMALLEST = 256  # vectors that ScaNN's codebooks (16 centres a block) and tree are trained on at the least
+SCORED = 20_000  # vectors whose quantised scores a query sees at least: fewer save no time worth having, and cost recall
 SLACK = 1000  # changes since the last build that are always tolerated; beyond, a tenth of the index
 
 
@@ -32,12 +33,12 @@ class ScannIndex(Index):
     Args:
       exact_below: with fewer vectors than this search is exact and ScaNN is not used.
       leaves: of the tree; 0 = sqrt(N).
-      probes: leaves that a query searches; 0 = a tenth of them, but 10 at least.
+      probes: leaves that a query searches; 0 = those that hold a tenth of the vectors, 20,000 of them at least, and ten times as many as are asked for.
       reorder: candidates that are scored exactly, at least.
     """
 
     def __init__(
-        self, ids: ArrayLike = (), vectors: ArrayLike | None = None, *, exact_below: int = 10_000, leaves: int = 0, probes: int = 0, reorder: int = 100
+        self, ids: ArrayLike = (), vectors: ArrayLike | None = None, *, exact_below: int = 10_000, leaves: int = 0, probes: int = 0, reorder: int = 300
     ):
         if exact_below < SMALLEST:
             raise ValueError(f"exact_below={exact_below}: ScaNN cannot be trained on so few vectors; use {SMALLEST} or more")
@@ -119,20 +120,23 @@ class ScannIndex(Index):
             self._searcher = None
             self._forget()
         elif self._searcher is None or len(self._fresh) + len(self._gone) > tolerated:
-            leaves = self._options["leaves"] or math.isqrt(len(self))
+            self._built = self._exact.ids
+            leaves = self._leaves()
             builder = _scann().builder(np.ascontiguousarray(self._exact.vectors), 10, "dot_product")
-            builder = builder.tree(leaves, self._probes(leaves), training_sample_size=min(len(self), 250_000))
+            builder = builder.tree(leaves, leaves, training_sample_size=min(len(self), 250_000))
             self._searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(self._options["reorder"]).build()
             self._forget()
 
-    def _probes(self, leaves: int) -> int:
-        return min(self._options["probes"] or max(10, leaves // 10), leaves)
+    def _leaves(self) -> int:
+        return self._options["leaves"] or math.isqrt(len(self._built))
 
     def _approximate(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """ids and exact scores [B, count] of the searcher; NOTHING and -inf where its leaves hold too few."""
         count = min(count, len(self._built))
         candidates = min(max(self._options["reorder"], 2 * count), len(self._built))
-        rows, scores = self._searcher.search_batched_parallel(np.ascontiguousarray(queries), count, candidates)
+        share = max(0.1, SCORED / len(self._built), 10 * count / len(self._built))  # of the vectors, to be looked at
+        probes = min(self._options["probes"] or math.ceil(share * self._leaves()), self._leaves())
+        rows, scores = self._searcher.search_batched_parallel(np.ascontiguousarray(queries), count, candidates, probes)
         empty = np.isnan(scores)
         return np.where(empty, NOTHING, self._built[rows]), np.where(empty, -np.inf, scores).astype(np.float32)
 

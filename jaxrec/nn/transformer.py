@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.nn.attention import Attention, Context
@@ -135,9 +137,9 @@ class Stack:
 
         def step(x: jax.Array, item: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
             number, layer = item
-            own = context if context.key is None else context.replace(key=jax.random.fold_in(context.key, number))  # type: ignore[attr-defined]
+            own = context if context.key is None else dataclasses.replace(context, key=jax.random.fold_in(context.key, number))
             if between is not None:
                 x = between(number, x, own)
             return layer(x, own), None
 
-        return jax.lax.scan(step, x, (jax.numpy.arange(repeats), layers), unroll=repeats <= UNROLLED)[0]
+        return jax.lax.scan(step, x, (jnp.arange(repeats), layers), unroll=repeats <= UNROLLED)[0]

@@ -93,20 +93,19 @@ def write_programs(folder: Path, method: Encoder, leaves: Mapping[str, Any], len
         values = method.encode_query(unflatten(method.spec(), leaves), batch).values  # type: ignore[attr-defined]
         return _single(values, method, "query")
 
-    (b,) = jax.export.symbolic_shape("b")
-    row, rows = jax.ShapeDtypeStruct((b,), jnp.int32), jax.ShapeDtypeStruct((b, length), jnp.int32)
-    offered = {"history": rows, "time": rows, "user": row}
     abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
 
-    def lower(platforms: tuple[str, ...], names: list[str]) -> jax.export.Exported:
+    def lower(platforms: tuple[str, ...], names: list[str], batch: str = "b") -> jax.export.Exported:
+        shape = jax.export.symbolic_shape(batch)
+        inputs = {name: jax.ShapeDtypeStruct(shape if name == "user" else (*shape, length), jnp.int32) for name in names}
         with compiling_for(platforms[0].replace("cuda", "gpu")):
             # A new function each time: jit would remember the trace, with the kernels of the platform before.
-            traced = jax.jit(lambda leaves, inputs: program(leaves, inputs))
-            return jax.export.export(traced, platforms=platforms)(abstract, {name: offered[name] for name in names})
+            return jax.export.export(jax.jit(lambda leaves, inputs: program(leaves, inputs)), platforms=platforms)(abstract, inputs)
 
-    # jit drops arguments that a program does not use, and says which it kept: parameters first, then inputs by name.
-    kept = {index - len(abstract) for index in lower(("cpu",), list(offered)).module_kept_var_idx}
-    names = [name for place, name in enumerate(sorted(offered)) if place in kept]
+    # Where no shape is symbolic, jit drops the arguments that a program does not use. Parameters come first, then the inputs by name.
+    offered = ["history", "time", "user"]
+    kept = lower(("cpu",), offered, batch="2").module_kept_var_idx
+    names = [name for place, name in enumerate(offered, len(abstract)) if place in kept]
     try:
         one = lower(PLATFORMS, names).serialize()
     except (NotImplementedError, ValueError):

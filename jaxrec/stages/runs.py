@@ -67,7 +67,8 @@ class BaselineRanks(Artifact):
 
     def build(self, folder: Path) -> None:
         items = self.data.info()["items"]
-        counts = self.baseline.fit(*self.data.training(), items)
+        sequence, offsets = self.data.training()
+        counts = self.baseline.fit(sequence, offsets, items)
         rank(self.baseline, counts, self.data.examples(self.split), items=items, length=self.data.length).save(folder / "ranks.npz")
 
     def load(self, folder: Path) -> Ranks:

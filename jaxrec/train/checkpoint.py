@@ -82,9 +82,8 @@ class Checkpoints:
     def _not_written(self, step: int | None, error: BaseException) -> OSError:
         survivors = sorted(int(p.name) for p in (self.workdir / "checkpoints").iterdir() if p.name.isdigit() and int(p.name) != step)
         kept = f"the checkpoint of step {survivors[-1]} is intact" if survivors else "there is no earlier checkpoint"
-        return OSError(
-            f"checkpoint{'' if step is None else f' of step {step}'} could not be written to {self.workdir} ({error}); {kept}. Free some disk space and run the same command again"
-        )
+        which = "checkpoint" if step is None else f"checkpoint of step {step}"
+        return OSError(f"the {which} could not be written to {self.workdir} ({error}); {kept}. Free some disk space and run the same command again")
 
 
 def save_params(folder: Path, leaves: Mapping[str, Any], step: int) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrec.artifact import locked, write_atomically
 from jaxrec.experiment import Experiment, describe, differences
@@ -35,7 +38,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
       RuntimeError: another process trains there; or FloatingPointError: a loss was not finite (says where).
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir / "lock", wait=False, busy=f"another training runs in {workdir}; wait for it, or choose another workdir"):
+    busy = f"another training runs in {workdir}; wait for it, or choose another workdir"
+    with locked(workdir / "lock", wait=False, busy=busy) if jax.process_index() == 0 else contextlib.nullcontext():
         return _train(experiment.resolve(), workdir)
 
 
@@ -72,7 +76,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     pending: list[dict[str, jax.Array]] = []
     reported = saved = done
-    stop = interrupted = False
+    stop, interrupted = bool(experiment.patience) and progress["stale"] >= experiment.patience, False
     with stopping() as stopped, contextlib.closing(log):
         while done < experiment.steps and not stop:
             burst = next_stop(done, experiment) - done
@@ -83,7 +87,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             # --- Report.
             interrupted = stopped()
             last = done == experiment.steps or interrupted
-            due_eval = bool(experiment.evals) and (last or is_due(done, experiment.eval_every))
+            due_eval = bool(experiment.evals) and (done == experiment.steps or is_due(done, experiment.eval_every))
             due_save = last or is_due(done, experiment.save_every)
             if last or due_eval or due_save or is_due(done, experiment.log_every):
                 values |= settle_metrics(pending, reported, batches, checkpoints, experiment)
@@ -91,7 +95,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
                 log.report(done, values)
 
             # --- Evaluate: the first value of the first evaluator decides what is best.
-            if due_eval and not interrupted:
+            if due_eval:
                 measured = {name: float(value) for evaluator in experiment.evals for name, value in evaluator(method, runner.read(state).params, data)}
                 log.report(done, measured)
                 values |= measured
@@ -128,9 +132,10 @@ def begin(experiment: Experiment, runner: Runner, tables: dict[str, np.ndarray],
         return state
     params = start_from(fill(runner.read(state).params, tables), experiment.init_from)
     if isinstance(experiment.method, Starter):
-        some = (batches[number] for number in range(-(-batches.rows // batches.size)))
+        whole = dataclasses.replace(batches, process=0, processes=1)  # every process must start from the same data
+        some = (whole[number] for number in range(-(-whole.rows // whole.size)))
         params = experiment.method.start(params, some, jax.random.key(experiment.seed))
-    return runner.place(runner.read(state).replace(params=params))
+    return runner.place(dataclasses.replace(runner.read(state), params=params))
 
 
 def claim(experiment: Experiment, workdir: Path) -> None:
@@ -150,7 +155,8 @@ def claim(experiment: Experiment, workdir: Path) -> None:
                 + "\n  ".join(changed)
                 + "\nUse the old values to continue it, or another --workdir to start anew."
             )
-    write_atomically(path, json.dumps(now, indent=1))
+    if jax.process_index() == 0:
+        write_atomically(path, json.dumps(now, indent=1))
 
 
 def settle_metrics(pending: list[dict[str, jax.Array]], since: int, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:
@@ -185,8 +191,15 @@ def next_stop(step: int, experiment: Experiment) -> int:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Any]:
-    """Turns Ctrl-C and SIGTERM into a question the loop asks between steps; a second Ctrl-C interrupts at once."""
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Turns Ctrl-C and SIGTERM into a question the loop asks between steps; a second Ctrl-C interrupts at once.
+
+    Among several processes only SIGTERM asks, and jax agrees with all of them on the step at which to stop.
+    """
+    if jax.process_count() > 1:
+        questions = itertools.count(1)
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(questions))
+        return
     caught: list[int] = []
 
     def handle(number: int, _: Any) -> None:

@@ -70,9 +70,10 @@ def update(
       The next state, and the terms ("loss" is their weighted sum) and metrics, each already divided by its weight.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    settle = jax.random.split(key, 3)[2]  # the same on every device
     if axis is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-    act, learn, settle = jax.random.split(key, 3)
+    act, learn, _ = jax.random.split(key, 3)
     if isinstance(method, Actor):
         batch = jax.lax.stop_gradient(method.rollout(state.params, batch, act))
     spec = method.spec()
@@ -86,7 +87,8 @@ def update(
     changes, optimizer = tx.update(gradient, state.optimizer, trainable)
     params = merge(optax.apply_updates(trainable, changes), frozen)
     if isinstance(method, Settler):
-        params = method.settle(params, loss_sums.stats, batch, settle)
+        whole = batch if axis is None else jax.lax.all_gather(batch, axis, tiled=True)
+        params = method.settle(params, loss_sums.stats, whole, settle)
     values = {name: _ratio(*pair) for name, pair in {**loss_sums.terms, **loss_sums.metrics}.items()}
     values["loss"] = sum((coefficients[name] * values[name] for name in loss_sums.terms), jnp.zeros(()))
     return State(state.step + 1, params, optimizer), values

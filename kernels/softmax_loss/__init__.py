@@ -3,6 +3,9 @@
     loss_n = log sum_v exp(h_n . t_v) - h_n . t_target(n)
 
 A bias is one more column of the table against a column of ones. float32 inputs are multiplied in full float32, bfloat16 ones into float32 sums.
+
+Over several devices call it inside `jax.shard_map`, with tokens sharded and the table whole. Left to the compiler, `blocked` splits its work
+evenly but adds up d_table across devices once per block in place of once; a Pallas kernel is not split at all.
 """
 
 from __future__ import annotations

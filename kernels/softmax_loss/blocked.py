@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array, lax
 
-LOGITS_BYTES = 12 * 2**20  # of one block; 3 to 14 MiB were equally fast on a Xeon with 2.5 MiB of L2 and 48 MiB of L3, larger ones slower
+LOGITS_BYTES = 12 * 2**20  # of one block; on a Xeon with 48 MiB of L3, 8 to 24 MiB were equally fast within noise, 3 MiB and 48 MiB slower
 
 
 def block_tokens(tokens: int, dim: int, rows: int) -> int:

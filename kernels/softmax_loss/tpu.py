@@ -130,7 +130,7 @@ def _d_table_kernel(hidden_ref, table_ref, target_ref, weight_ref, normaliser_re
     def _():
         d_table_ref[...] = jnp.zeros_like(d_table_ref)
 
-    _, logits, row = _tile_logits(hidden_ref, table_ref, pl.program_id(0), rows, valid)
+    logits, row = _tile_logits(hidden_ref, table_ref, pl.program_id(0), rows, valid)[1:]
     softmax = jnp.exp(logits - normaliser_ref[...])  # [V, N]
     d_logits = jnp.where(row == target_ref[...], softmax - 1, softmax) * weight_ref[...]
     d_table_ref[...] += _dot(d_logits.astype(hidden_ref.dtype), hidden_ref[...], (1, 0))

@@ -198,7 +198,7 @@ def _interactions(sessions: dict[str, list[str]], names: Names, spellings: dict[
         item_fields={
             "title": [titles[item] for item in items],
             "text": [names.text(item) for item in items],
-            "package": [titles[item].partition(".")[0] for item in items],
+            "package": [("" if item.startswith("builtins.") else titles[item]).partition(".")[0] or "builtins" for item in items],
         },
         user_fields={"function": users, "package": [user.partition(".")[0] for user in users]},
     )

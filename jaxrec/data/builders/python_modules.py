@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -40,6 +41,7 @@ class Module:
       stars: the modules whose names are imported with `*`.
       exports: names that the module offers as its own: `__all__`, `import a as a`, every import of a package's `__init__`.
       definitions: by qualified name.
+      documents: docstrings of compiled functions, which numpy gives as `add_newdoc(module, name, text)`, by module and name.
       calls: what each outermost function or method calls, by qualified name, in evaluation order.
     """
 
@@ -48,7 +50,12 @@ class Module:
     stars: list[str] = dataclasses.field(default_factory=list)
     exports: set[str] = dataclasses.field(default_factory=set)
     definitions: dict[str, Definition] = dataclasses.field(default_factory=dict)
+    documents: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
     calls: dict[str, list[Reference]] = dataclasses.field(default_factory=dict)
+
+    def defined(self) -> set[str]:
+        """Module-level names that are defined here rather than imported."""
+        return {name for name, reference in self.bindings.items() if reference[0] in ("definition", "variable")}
 
 
 def read_module(source: bytes, name: str, *, package: bool) -> Module:
@@ -71,6 +78,12 @@ def first_paragraph(docstring: str | None) -> str:
     """The first paragraph on one line."""
     paragraph = inspect.cleandoc(docstring or "").split("\n\n", 1)[0]
     return " ".join(paragraph.split())
+
+
+def documented(text: str) -> str:
+    """The first paragraph, or the second where the first is the signature, which numpy writes above the summary."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return first_paragraph(paragraphs[1] if len(paragraphs) > 1 and re.match(r"\w+\(", paragraphs[0]) else paragraphs[0])
 
 
 class _Scope:
@@ -115,6 +128,9 @@ class _Scope:
                         self.bindings.setdefault(name, declared)
                     elif value is not None:
                         self.assign(name, value)
+                case ast.Expr(value=ast.Call(func=ast.Name(id="add_newdoc"), args=[ast.Constant(value=place), ast.Constant(value=name), text])):
+                    texts = [part.value for part in ast.walk(text) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+                    self.module.documents[place, name] = documented(texts[0] if texts else "")
                 case ast.If() | ast.Try() | ast.TryStar() | ast.With() | ast.For() | ast.While():
                     for block in (node, *getattr(node, "handlers", ())):
                         for field in ("body", "orelse", "finalbody"):

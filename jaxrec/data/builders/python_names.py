@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -16,6 +17,12 @@ _BUILTIN_METHODS = frozenset(name for kind in _BUILTIN_TYPES.values() for name i
 _BUILTIN_ERRORS = frozenset(f"builtins.{name}" for name, kind in _BUILTIN_TYPES.items() if issubclass(kind, BaseException))
 
 Entity = tuple[str, str]  # ("module" | "class" | "function" | "instance" | "compiled", qualified name)
+
+
+def _origin(name: str) -> str:
+    """The package that a name belongs to; the standard library counts as one."""
+    top = name.partition(".")[0]
+    return "python" if top in sys.stdlib_module_names else top
 
 
 class Names:
@@ -36,6 +43,11 @@ class Names:
             if definition.kind == "function" and parent in self.definitions and last not in _BUILTIN_METHODS:
                 self._methods[name.partition(".")[0], last].append(name)
         self._resolved: dict[tuple[str, Reference], Entity | None] = {}
+        self._documents: dict[str, str] = {}
+        for module in self.modules.values():
+            for (place, name), text in module.documents.items():
+                if place in self.modules and (entity := self.resolve(place, ("export", name))) and entity[0] == "compiled":
+                    self._documents[entity[1]] = text
 
     def called(self, module: str, reference: Reference) -> str | None:
         """The canonical name of what a call of `reference` in `module` calls; None if that is not known or a builtin."""
@@ -57,7 +69,9 @@ class Names:
     def _resolve(self, module: str, reference: Reference) -> Entity | None:
         match reference:
             case ("name", name):
-                return self.exported(module, name) or (("compiled", f"builtins.{name}") if name in _BUILTINS else None)
+                return self.resolve(module, ("export", name)) or (("compiled", f"builtins.{name}") if name in _BUILTINS else None)
+            case ("export", name):
+                return self._export(module, name)
             case ("import", name):
                 return self._module(name)
             case ("definition", name):
@@ -80,7 +94,7 @@ class Names:
                 return ("function", candidates[0]) if len(candidates) == 1 else None
         raise ValueError(f"{reference!r} is no reference; python_calls lists the kinds")
 
-    def exported(self, module: str, name: str) -> Entity | None:
+    def _export(self, module: str, name: str) -> Entity | None:
         """What the module-level name `name` of `module` stands for."""
         here = self.modules[module]
         binding = here.bindings.get(name)
@@ -90,8 +104,10 @@ class Names:
             return entity
         if binding is None and not name.startswith("_"):
             for star in here.stars:
-                if star in self.modules and star != module and (entity := self.resolve(star, ("name", name))):
+                if star in self.modules and star != module and (entity := self.resolve(star, ("export", name))):
                     return entity
+            if submodule := self._module(f"{module}.{name}"):
+                return submodule
             if known := [star for star in here.stars if star in self.compiled]:
                 return None if name in _BUILTINS else ("compiled", f"{known[0]}.{name}")
         return None
@@ -102,7 +118,7 @@ class Names:
         if kind == "compiled":
             return ("compiled", f"{qualified}.{name}")
         if kind == "module":
-            return self.exported(qualified, name) or self._module(f"{qualified}.{name}")
+            return self.resolve(qualified, ("export", name)) or self._module(f"{qualified}.{name}")
         if kind not in ("class", "instance", "super"):
             return None
         if qualified.startswith("builtins."):
@@ -156,6 +172,8 @@ class Names:
 
     def text(self, name: str) -> str:
         """The first paragraph of the docstring of what `name` canonically names; "" where its source has none."""
+        if name in self._documents:
+            return self._documents[name]
         if name.startswith("builtins."):
             return first_paragraph(operator.attrgetter(name.removeprefix("builtins."))(builtins).__doc__)
         return self.definitions[name].text if name in self.definitions else ""
@@ -168,16 +186,21 @@ class Names:
         """
         exports: dict[str, set[str]] = defaultdict(set)
         for module in self.modules.values():
-            for name in module.exports:
-                if entity := self.resolve(module.name, ("name", name)):
+            starred = [self.modules[star] for star in module.stars if star in self.modules]
+            offered = module.exports.union(*(star.exports or star.defined() for star in starred))
+            for name in offered:
+                entity = self.resolve(module.name, ("export", name))
+                if entity and entity[0] in ("class", "function", "compiled"):
                     exports[entity[1]].add(f"{module.name}.{name}")
 
         def title(name: str) -> str:
             parent, _, last = name.rpartition(".")
             if parent in self.definitions:
                 return f"{title(parent)}.{last}"
+            if parent.partition(".")[0] == "builtins":
+                return name.removeprefix("builtins.")
             written = spellings.get(name, Counter())
-            candidates = [c for c in {name, *exports[name], *written} if not any(part.startswith("_") for part in c.split("."))]
+            candidates = [c for c in {name, *exports[name], *written} if _origin(c) == _origin(name) and not any(p.startswith("_") for p in c.split("."))]
             return min(candidates, key=lambda c: (-written[c], c.count("."), c != name, len(c), c), default=name)
 
         return {name: title(name) for name in names}
