@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrec.index.index import Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
+from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
 
 QUERIES, BLOCK = 256, 16_384  # at most 16 MiB of scores at a time
 NOTHING = -1  # the id of a place that no candidate takes
@@ -69,7 +69,7 @@ class ExactIndex(Index):
         return ids, scores
 
     def save(self, path: Path) -> None:
-        with replacing(Path(path), "index.json", "an index") as folder:
+        with replacing(Path(path), HEADER, "an index") as folder:
             np.save(folder / "ids.npy", self._ids, allow_pickle=False)
             np.save(folder / "vectors.npy", self._vectors, allow_pickle=False)
             write_header(folder, "ExactIndex")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrec.index.exact import NOTHING, ExactIndex
-from jaxrec.index.index import Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
+from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
 
 SMALLEST = 256  # vectors that ScaNN's codebooks (16 centres a block) and tree are trained on at the least
 SCORED = 20_000  # vectors whose quantised scores a query sees at least: fewer save no time worth having, and cost recall
@@ -65,8 +65,9 @@ class ScannIndex(Index):
         self._gone = np.union1d(self._gone, np.intersect1d(self._built, ids))
 
     def search(self, queries: ArrayLike, k: int, *, filter: ArrayLike | None = None, exclude: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:  # noqa: A002
-        self._refresh(max(SLACK, len(self) // 10))
-        if self._searcher is None or filter is not None:
+        if filter is None:
+            self._refresh(max(SLACK, len(self) // 10))
+        if filter is not None or self._searcher is None:
             return self._exact.search(queries, k, filter=filter, exclude=exclude)
         check_k(k, len(self))
         queries = checked_vectors(queries, None, self._exact.vectors.shape[1], "queries")  # [B, D]
@@ -86,7 +87,7 @@ class ScannIndex(Index):
 
     def save(self, path: Path) -> None:
         self._refresh(0)
-        with replacing(Path(path), "index.json", "an index") as folder:
+        with replacing(Path(path), HEADER, "an index") as folder:
             np.save(folder / "ids.npy", self._exact.ids, allow_pickle=False)
             if self._searcher is None:
                 np.save(folder / "vectors.npy", self._exact.vectors, allow_pickle=False)
@@ -120,22 +121,22 @@ class ScannIndex(Index):
             self._searcher = None
             self._forget()
         elif self._searcher is None or len(self._fresh) + len(self._gone) > tolerated:
-            self._built = self._exact.ids
-            leaves = self._leaves()
+            leaves = self._leaves(len(self))
             builder = _scann().builder(np.ascontiguousarray(self._exact.vectors), 10, "dot_product")
             builder = builder.tree(leaves, leaves, training_sample_size=min(len(self), 250_000))
             self._searcher = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(self._options["reorder"]).build()
             self._forget()
 
-    def _leaves(self) -> int:
-        return self._options["leaves"] or math.isqrt(len(self._built))
+    def _leaves(self, vectors: int) -> int:
+        return self._options["leaves"] or math.isqrt(vectors)
 
     def _approximate(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """ids and exact scores [B, count] of the searcher; NOTHING and -inf where its leaves hold too few."""
         count = min(count, len(self._built))
         candidates = min(max(self._options["reorder"], 2 * count), len(self._built))
         share = max(0.1, SCORED / len(self._built), 10 * count / len(self._built))  # of the vectors, to be looked at
-        probes = min(self._options["probes"] or math.ceil(share * self._leaves()), self._leaves())
+        leaves = self._leaves(len(self._built))
+        probes = min(self._options["probes"] or math.ceil(share * leaves), leaves)
         rows, scores = self._searcher.search_batched_parallel(np.ascontiguousarray(queries), count, candidates, probes)
         empty = np.isnan(scores)
         return np.where(empty, NOTHING, self._built[rows]), np.where(empty, -np.inf, scores).astype(np.float32)

@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import jax.export
-import ml_dtypes
 import numpy as np
 
 from jaxrec.artifact import checksum
@@ -59,7 +58,8 @@ class Bundle:
             raise ValueError(f"the bundle has no program for {platform}, only for {', '.join(manifest['programs'])}; set JAX_PLATFORMS to one of these")
         self._encode = jax.jit(jax.export.deserialize(bytearray((folder / program).read_bytes())).call)
         with np.load(folder / "params.npz", allow_pickle=False) as file:
-            self._params = jax.device_put({name: file[name].view(dtype(kind)) for name, kind in manifest["dtypes"].items()})
+            # NumPy knows the names of bfloat16 and its like since jax was imported, but its files hold only their bits.
+            self._params = jax.device_put({name: file[name].view(np.dtype(kind)) for name, kind in manifest["dtypes"].items()})
 
     @classmethod
     def open(cls, folder: Path, verify: bool = True) -> Bundle:
@@ -210,11 +210,6 @@ class Bundle:
             tail = row[-self.length :]
             out[: len(tail)] = tail
         return padded
-
-
-def dtype(name: str) -> np.dtype:
-    """The dtype of a name, bfloat16 and the 8-bit floats included, which NumPy itself does not know."""
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

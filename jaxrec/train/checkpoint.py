@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxrec.artifact import say
@@ -89,16 +90,16 @@ class Checkpoints:
 def save_params(folder: Path, leaves: Mapping[str, Any], step: int) -> None:
     """Writes named arrays as the only checkpoint in `folder`; the previous one goes once the new one is complete."""
     with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1, create=True, cleanup_tmp_directories=True)) as manager:
+        for later in [s for s in manager.all_steps() if s > step]:  # left by a process that died before it saved its state
+            manager.delete(later)
         if manager.latest_step() != step:
             manager.save(step, args=ocp.args.StandardSave(dict(leaves)))
 
 
-def read_params(workdir: Path, *, like: Tree | None = None) -> tuple[dict[str, Any], int]:
+def read_params(workdir: Path) -> tuple[dict[str, np.ndarray], int]:
     """(named arrays, step) of a run: its best parameters if it kept any, else those of its newest state.
 
-    Args:
-      workdir: of the run.
-      like: a tree whose leaves name the arrays to read and their layout; None reads all onto the first device.
+    The arrays are on the host, so that it does not matter on which devices they were trained.
 
     Raises:
       FileNotFoundError: the run has no checkpoint; says which command makes one.
@@ -106,13 +107,14 @@ def read_params(workdir: Path, *, like: Tree | None = None) -> tuple[dict[str, A
     for folder, prefix in ((workdir / "best", ""), (workdir / "checkpoints", "params.")):
         if not folder.is_dir():
             continue
-        with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()} if prefix else ocp.StandardCheckpointHandler()
+        with ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
             if (step := manager.latest_step()) is None:
                 continue
-            if prefix:
-                restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-            else:
-                restored = manager.restore(step, args=ocp.args.StandardRestore(None if like is None else flatten(like)))
+            stored = manager.item_metadata(step)
+            arrays = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in (stored["state"] if prefix else stored).items()}
+            wanted = ocp.args.StandardRestore(arrays)
+            restored = manager.restore(step, args=ocp.args.Composite(state=wanted))["state"] if prefix else manager.restore(step, args=wanted)
             return {name.removeprefix(prefix): leaf for name, leaf in restored.items() if name.startswith(prefix)}, step
     raise FileNotFoundError(f"{workdir} has no checkpoint; train first: jaxrec train experiments/{workdir.name}.py")
 

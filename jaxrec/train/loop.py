@@ -77,7 +77,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     pending: list[dict[str, jax.Array]] = []
     reported = saved = done
     stop, interrupted = bool(experiment.patience) and progress["stale"] >= experiment.patience, False
-    with stopping() as stopped, contextlib.closing(log):
+    with stopping() as stopped, contextlib.closing(checkpoints), contextlib.closing(log):
         while done < experiment.steps and not stop:
             burst = next_stop(done, experiment) - done
             state, metrics = runner.run(state, [next(iterator) for _ in range(burst)])
@@ -90,9 +90,10 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             due_eval = bool(experiment.evals) and (done == experiment.steps or is_due(done, experiment.eval_every))
             due_save = last or is_due(done, experiment.save_every)
             if last or due_eval or due_save or is_due(done, experiment.log_every):
-                values |= settle_metrics(pending, reported, batches, checkpoints, experiment)
+                means = settle_metrics(pending, reported, batches, checkpoints, experiment)
                 pending, reported = [], done
-                log.report(done, values)
+                log.report(done, means)
+                values |= means
 
             # --- Evaluate: the first value of the first evaluator decides what is best.
             if due_eval:
@@ -118,7 +119,6 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             log.note(f"stopped at step {done:,}: no better {progress['metric']} since step {progress['best_step']:,}")
         elif interrupted:
             log.note(f"interrupted; step {saved:,} is saved. Run the same command again to continue.")
-    checkpoints.close()
     if interrupted:
         raise KeyboardInterrupt
     best = {} if progress["best"] is None else {f"best_{progress['metric']}": progress["best"], "best_step": progress["best_step"]}

@@ -181,12 +181,14 @@ def _jit_runner(method: Method, tx: optax.GradientTransformation, step: Callable
     shardings = state_shardings(method, tx, layout, mesh)
     rows = batch_sharding(layout, mesh)
     stacked = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
+    shares = mesh.size // rows.shard_shape((mesh.size,))[0]
     scanned = jax.jit(
         lambda state, batches: jax.lax.scan(step, state, batches), donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec()))
     )
     single = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
     def run(state: State, batches: list[Batch]) -> tuple[State, dict[str, jax.Array]]:
+        _check_rows(batches[0], jax.process_count(), shares)
         if len(batches) == 1:
             batch = {name: jax.make_array_from_process_local_data(rows, np.asarray(array)) for name, array in batches[0].items()}
             state, metrics = single(state, batch)
@@ -209,9 +211,10 @@ def _pmap_runner(step: Callable[..., Any], start: Callable[[], State], devices: 
     mapped = jax.pmap(functools.partial(step, axis=AXIS), axis_name=AXIS, devices=devices, donate_argnums=0)
 
     def place(state: State) -> State:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[None], (count, *jnp.shape(leaf))), state)
+        return jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf)[None], (count, *leaf.shape)), state)  # pmap spreads what is on the host
 
     def run(state: State, batches: list[Batch]) -> tuple[State, dict[str, jax.Array]]:
+        _check_rows(batches[0], 1, count)
         collected = []
         for batch in batches:
             state, metrics = mapped(state, {name: np.reshape(array, (count, -1, *array.shape[1:])) for name, array in batch.items()})
@@ -225,6 +228,12 @@ def _pmap_runner(step: Callable[..., Any], start: Callable[[], State], devices: 
         read=lambda state: jax.tree.map(lambda leaf: leaf[0], state),
         abstract=jax.eval_shape(start),
     )
+
+
+def _check_rows(batch: Batch, processes: int, devices: int) -> None:
+    rows = len(next(iter(batch.values()))) * processes
+    if rows % devices:
+        raise ValueError(f"a batch of {rows} rows does not divide over the {devices} devices that share it; make data.batch a multiple of {devices}")
 
 
 def state_shardings(method: Method, tx: optax.GradientTransformation, layout: Layout, mesh: Mesh) -> State:

@@ -25,6 +25,7 @@ from jaxrec.train.step import initial_state, make_runner, update
 MODEL = SASRec(items=50, length=8, dim=16, layers=1, heads=2, dropout=0.0, loss_name="softmax")
 NOISY = dataclasses.replace(MODEL, dropout=0.3, loss_name="sampled_softmax", negatives=16)
 ONE = Layout(mesh=(("data", 1),))
+DAMPED = optax.adam(1e-3, eps=1e-4)  # Adam divides a gradient of almost nothing by itself; this much eps keeps it from blowing up rounding errors
 LAYOUTS = {"data": Layout(), "fsdp": Layout(rules=FSDP), "tables": Layout(mesh=(("data", 4), ("model", 2)), rules=TABLES)}
 
 
@@ -52,7 +53,7 @@ def assert_close(a, b, tolerance):
 
 @functools.cache
 def on_one_device():
-    return run(NOISY, ONE, 50, devices=1)
+    return run(NOISY, ONE, 50, devices=1, tx=DAMPED)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def test_accumulation_is_exact_though_microbatches_have_different_weights():
 def test_eight_devices_train_like_one(name):
     assert jax.config.jax_threefry_partitionable
     params, losses = on_one_device()
-    others, other_losses = run(NOISY, LAYOUTS[name], 50)
+    others, other_losses = run(NOISY, LAYOUTS[name], 50, tx=DAMPED)
     assert_close(params, others, 1e-5)
     np.testing.assert_allclose(losses, other_losses, rtol=1e-5)
     table = others["item.table"]

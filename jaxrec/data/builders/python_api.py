@@ -15,6 +15,7 @@ data healthy:
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.metadata
 import platform
@@ -22,7 +23,7 @@ import re
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class PythonApi(Source):
 
     def inputs(self) -> dict[str, Any]:
         """The versions of Python and of the mined packages."""
-        return {"python": platform.python_version(), **{name: _distribution(name).version for name in self.packages if name != STANDARD_LIBRARY}}
+        return {name: platform.python_version() if name == STANDARD_LIBRARY else _distribution(name).version for name in (STANDARD_LIBRARY, *self.packages)}
 
     def read(self) -> Interactions:
         """Mines the packages.
@@ -87,23 +88,14 @@ class PythonApi(Source):
         """
         modules: list[Module] = []
         compiled: set[str] = set()
-        seen: set[bytes] = set()
+        digests: set[bytes] = set()
         versions = self.inputs()
         for package in self.packages:
-            before, functions = len(modules), 0
-            for name, path in _files(package):
-                if path.suffix != ".py":
-                    compiled.add(name)
-                    continue
-                source = path.read_bytes()
-                module = read_module(source, name, package=path.name == "__init__.py")
-                digest = hashlib.sha256(source).digest()
-                if digest in seen or _GENERATED_NAME.search(name) or _GENERATED.search(source[:1000]):
-                    module.calls.clear()  # what it defines still has a name
-                seen.add(digest)
-                modules.append(module)
-                functions += len(module.calls)
-            say(f"  {package} {versions[package]}: {functions:,} functions in {len(modules) - before:,} files")
+            found = dict(_files(package))
+            parsed = _parse({name: path for name, path in found.items() if path.suffix == ".py"}, seen=digests)
+            modules += parsed
+            compiled |= found.keys() - {module.name for module in parsed}
+            say(f"  {package} {versions[package]}: {sum(len(module.calls) for module in parsed):,} functions in {len(parsed):,} files")
         names = Names(modules, compiled)
         sessions, spellings = _sessions(modules, names)
         return _interactions(self._core(sessions), names, spellings)
@@ -158,6 +150,26 @@ def _files(package: str) -> Iterator[tuple[str, Path]]:
     if package == STANDARD_LIBRARY:
         modules |= {name: Path(name) for name in sys.stdlib_module_names if name not in modules and name != "builtins"}
     return iter(sorted(modules.items()))
+
+
+def _parse(files: Mapping[str, Path], *, seen: set[bytes]) -> list[Module]:
+    """Reads source files by module name. Copies and generated code keep their definitions and lose their calls; `seen` grows."""
+    modules = []
+    collecting = gc.isenabled()
+    gc.disable()  # syntax trees are large and hold no cycles; looking for them takes a quarter of the time
+    try:
+        for name, path in files.items():
+            source = path.read_bytes()
+            module = read_module(source, name, package=path.name == "__init__.py")
+            digest = hashlib.sha256(source).digest()
+            if digest in seen or _GENERATED_NAME.search(name) or _GENERATED.search(source[:1000]):
+                module.calls.clear()
+            seen.add(digest)
+            modules.append(module)
+    finally:
+        if collecting:
+            gc.enable()
+    return modules
 
 
 def _sessions(modules: Iterable[Module], names: Names) -> tuple[dict[str, list[str]], dict[str, Counter[str]]]:

@@ -194,7 +194,7 @@ class Body:
         self.visit_all([node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt])
         self.environment = outer
         kind = {ast.ListComp: "list", ast.SetComp: "set", ast.DictComp: "dict"}.get(type(node))
-        return kind and ("instance", ("name", kind))
+        return ("instance", ("name", kind)) if kind else None
 
     def closure(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
         decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
@@ -260,11 +260,26 @@ class Body:
 
 
 _HANDLERS = {
-    ast.Constant: Body.constant, ast.JoinedStr: Body.joined, ast.List: Body.display, ast.Set: Body.display, ast.Load: Body.leaf, ast.Store: Body.leaf, ast.Global: Body.leaf, ast.Nonlocal: Body.leaf, ast.Pass: Body.leaf,
-    ast.Name: Body.name, ast.Attribute: Body.attribute, ast.Call: Body.call, ast.Await: Body.awaited, ast.Return: Body.give, ast.NamedExpr: Body.named,
-    ast.IfExp: Body.conditional, ast.BoolOp: Body.either, ast.Dict: Body.pairs, ast.Lambda: Body.closure,
-    ast.ListComp: Body.comprehension, ast.SetComp: Body.comprehension, ast.GeneratorExp: Body.comprehension, ast.DictComp: Body.comprehension,
-    ast.FunctionDef: Body.closure, ast.AsyncFunctionDef: Body.closure, ast.ClassDef: Body.nested_class,
-    ast.Import: Body.local_import, ast.ImportFrom: Body.local_import, ast.Assign: Body.assign, ast.AnnAssign: Body.annotated_assign,
-    ast.For: Body.loop, ast.AsyncFor: Body.loop, ast.withitem: Body.context, ast.ExceptHandler: Body.handler,
-}  # fmt: skip
+    **dict.fromkeys((ast.Load, ast.Store, ast.Global, ast.Nonlocal, ast.Pass), Body.leaf),
+    **dict.fromkeys((ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp), Body.comprehension),
+    **dict.fromkeys((ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda), Body.closure),
+    **dict.fromkeys((ast.Import, ast.ImportFrom), Body.local_import),
+    **dict.fromkeys((ast.For, ast.AsyncFor), Body.loop),
+    **dict.fromkeys((ast.List, ast.Set), Body.display),
+    ast.Constant: Body.constant,
+    ast.JoinedStr: Body.joined,
+    ast.Dict: Body.pairs,
+    ast.Name: Body.name,
+    ast.Attribute: Body.attribute,
+    ast.Call: Body.call,
+    ast.Await: Body.awaited,
+    ast.NamedExpr: Body.named,
+    ast.IfExp: Body.conditional,
+    ast.BoolOp: Body.either,
+    ast.ClassDef: Body.nested_class,
+    ast.Assign: Body.assign,
+    ast.AnnAssign: Body.annotated_assign,
+    ast.withitem: Body.context,
+    ast.ExceptHandler: Body.handler,
+    ast.Return: Body.give,
+}

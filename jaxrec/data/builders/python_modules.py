@@ -75,15 +75,10 @@ def read_module(source: bytes, name: str, *, package: bool) -> Module:
 
 
 def first_paragraph(docstring: str | None) -> str:
-    """The first paragraph on one line."""
-    paragraph = inspect.cleandoc(docstring or "").split("\n\n", 1)[0]
-    return " ".join(paragraph.split())
-
-
-def documented(text: str) -> str:
-    """The first paragraph, or the second where the first is the signature, which numpy writes above the summary."""
-    paragraphs = inspect.cleandoc(text).split("\n\n")
-    return first_paragraph(paragraphs[1] if len(paragraphs) > 1 and re.match(r"\w+\(", paragraphs[0]) else paragraphs[0])
+    """The first paragraph on one line; signatures, with which the documentation of C functions begins, are passed over."""
+    paragraphs = inspect.cleandoc(docstring or "").split("\n\n")
+    summaries = (paragraph for paragraph in paragraphs if not re.match(r"\w+\(|--", paragraph))
+    return " ".join(next(summaries, paragraphs[0]).split())
 
 
 class _Scope:
@@ -128,9 +123,11 @@ class _Scope:
                         self.bindings.setdefault(name, declared)
                     elif value is not None:
                         self.assign(name, value)
-                case ast.Expr(value=ast.Call(func=ast.Name(id="add_newdoc"), args=[ast.Constant(value=place), ast.Constant(value=name), text])):
+                case ast.Expr(value=ast.Call(func=ast.Name(id="add_newdoc"), args=[ast.Constant(value=str(place)), ast.Constant(value=str(name)), text])) if (
+                    not isinstance(text, ast.Tuple)
+                ):
                     texts = [part.value for part in ast.walk(text) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-                    self.module.documents[place, name] = documented(texts[0] if texts else "")
+                    self.module.documents[place, name] = first_paragraph(texts[0] if texts else "")
                 case ast.If() | ast.Try() | ast.TryStar() | ast.With() | ast.For() | ast.While():
                     for block in (node, *getattr(node, "handlers", ())):
                         for field in ("body", "orelse", "finalbody"):

@@ -1,0 +1,113 @@
+"""Experiment: loading a file, overriding by path, telling two configurations apart, and refusing what cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.sequences import Sequences
+from jaxrec.experiment import Evaluator, Experiment, describe, differences, load, override
+from jaxrec.method import Actor, Method
+from jaxrec.methods.sequential.sasrec import SASRec
+from jaxrec.nn.features import Feature
+from jaxrec.sharding import Layout
+
+SMALL = Experiment(method=SASRec(dim=16, layers=1), data=Sequences(Synthetic(users=64, items=50), batch=8, length=8), steps=6)
+FILE = "from jaxrec.experiment import Experiment\nfrom jaxrec.methods.sequential.sasrec import SASRec\nfrom jaxrec.data.builders.synthetic import Synthetic\nfrom jaxrec.data.sequences import Sequences\n"
+
+
+def test_an_experiment_is_named_after_its_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FILE + "experiment = Experiment(method=SASRec(), data=Sequences(Synthetic()), steps=7)")
+    loaded = load(path)
+    assert (loaded.name, loaded.steps, loaded.method) == ("mine", 7, SASRec())
+
+
+def test_what_is_no_experiment_file_says_what_is_missing(tmp_path):
+    (tmp_path / "sasrec_beauty.py").write_text("x = 1")
+    (tmp_path / "wrong.py").write_text("experiment = 3")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no experiment file .*sasrec_beuty.py; did you mean .*sasrec_beauty.py\?"):
+        load(tmp_path / "sasrec_beuty.py")
+    with pytest.raises(FileNotFoundError, match=r"no experiment file .*nowhere/a.py$"):
+        load(tmp_path / "nowhere" / "a.py")
+    with pytest.raises(ValueError, match=r"defines no `experiment`; end it with experiment = Experiment\(...\)"):
+        load(tmp_path / "sasrec_beauty.py")
+    with pytest.raises(ValueError, match="`experiment` is 3, not an Experiment"):
+        load(tmp_path / "wrong.py")
+    with pytest.raises(ValueError, match="is not a Python file"):
+        load(tmp_path / "notes.txt")
+
+
+def test_resolving_fills_the_method_from_the_data():
+    method = SMALL.resolve().method
+    assert (method.items, method.length, method.dim) == (50, 8, 16)
+
+
+def test_override_by_path():
+    changed = override(SMALL, {"method.dim": 32, "data.source.users": 10, "steps": 1})
+    assert (changed.method.dim, changed.data.source.users, changed.steps) == (32, 10, 1)
+    assert SMALL.method.dim == 16
+
+
+def test_override_names_the_nearest_field():
+    with pytest.raises(ValueError, match=r"SASRec has no field 'dimm'. Did you mean 'dim'\?"):
+        override(SMALL, {"method.dimm": 32})
+    with pytest.raises(ValueError, match="Experiment has no field 'zzz'. It has method, data, steps"):
+        override(SMALL, {"zzz": 32})
+    with pytest.raises(ValueError, match="Experiment.steps is 6, which has no field 'dim'"):
+        override(SMALL, {"steps.dim": 32})
+
+
+def test_describe_survives_json_and_differences_name_paths():
+    a = describe(SMALL)
+    assert json.loads(json.dumps(a)) == a and differences(a, json.loads(json.dumps(a))) == []
+    assert a["method"]["type"] == "SASRec" and a["data"]["source"]["users"] == 64
+    b = describe(override(SMALL, {"method.dim": 32, "layout.rules": (("batch", None),)}))
+    assert differences(a, b) == ["layout.rules: [['batch', 'data']] -> [['batch', None]]", "method.dim: 16 -> 32"]
+    assert describe(dataclasses.replace(SMALL, tables={"item.table": Synthetic(users=3)}))["tables"]["item.table"]["users"] == 3
+
+
+@dataclass(frozen=True)
+class Coupled(Method):
+    couples: ClassVar[bool] = True
+
+
+class Acting(Method, Actor):
+    pass
+
+
+def test_methods_that_couple_examples_refuse_accumulation_and_pmap():
+    with pytest.raises(ValueError, match="Coupled couples the examples of a batch, so accumulate=2 .* use accumulate=1 and compile='jit'"):
+        dataclasses.replace(SMALL, method=Coupled(), accumulate=2)
+    with pytest.raises(ValueError, match="accumulate=1 with compile='pmap' would change its loss"):
+        dataclasses.replace(SMALL, method=Coupled(), layout=Layout(compile="pmap"))
+    assert dataclasses.replace(SMALL, method=Coupled()).method == Coupled()
+    with pytest.raises(ValueError, match="Acting makes its own batches; accumulate=2 is not supported"):
+        dataclasses.replace(SMALL, method=Acting(), accumulate=2)
+
+
+@pytest.mark.parametrize("changes", [{"steps": -1}, {"accumulate": 0}, {"dispatch": 0}])
+def test_numbers_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match="steps >= 0, accumulate >= 1 and dispatch >= 1 are needed"):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_a_batch_that_does_not_divide_into_microbatches_is_refused():
+    with pytest.raises(ValueError, match="a batch of 8 rows does not divide into accumulate=3 microbatches"):
+        dataclasses.replace(SMALL, accumulate=3)
+
+
+def test_smoked_is_small_and_takes_its_own_overrides():
+    small = dataclasses.replace(SMALL, steps=9999, method=SASRec(features=(Feature("category"),)), smoke={"method.dim": 4}).smoked()
+    assert (small.steps, small.method.dim, small.method.features, small.data.batch) == (4, 4, (), 8)
+
+
+def test_an_evaluator_without_a_call_says_so():
+    with pytest.raises(TypeError, match="Evaluator does not evaluate"):
+        Evaluator()(None, None, None)

@@ -1,0 +1,174 @@
+"""Checkpoints: what survives a crash and a full disk, in real processes; and what the readers of a run say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.experiment import load
+from jaxrec.param import flatten
+from jaxrec.train.checkpoint import Checkpoints, fill, read_params, save_params, start_from
+from jaxrec.train.loop import train
+from jaxrec.train.step import State, make_runner
+
+EXPERIMENT = '''
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.sequences import Sequences
+from jaxrec.experiment import Evaluator, Experiment
+from jaxrec.methods.sequential.sasrec import SASRec
+
+
+@dataclass(frozen=True)
+class Slow(Evaluator):
+    """Gives the test time to kill the run; if the test says so, no large file can be written once the first checkpoint is there."""
+
+    def __call__(self, method, params, data):
+        time.sleep(0.02)
+        if os.environ.get("FULL_DISK") and Path(os.environ["FULL_DISK"]).exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))
+        yield "score", 0.0
+
+
+experiment = Experiment(
+    method=SASRec(dim=16, layers=1, dropout=0.1, negatives=8),
+    data=Sequences(Synthetic(users=64, items=50), batch=8, length=8, row=24),
+    steps=60,
+    evals=(Slow(),),
+    log_every=1,
+    eval_every=2,
+    save_every=5,
+)
+'''
+
+
+def start(path, workdir, **environment):
+    """A process that trains."""
+    command = [sys.executable, "-m", "jaxrec", "train", str(path), "--workdir", str(workdir)]
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def steps(workdir):
+    """The steps reported so far; a line that is being written does not count."""
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []
+
+
+def newest(experiment, workdir):
+    """(arrays of the newest checkpoint by name, its progress)."""
+    experiment = experiment.resolve()
+    checkpoints = Checkpoints(workdir)
+    state, progress = checkpoints.restore(make_runner(experiment.method, experiment.optimizer.build(experiment.steps), experiment.layout).abstract)
+    checkpoints.close()
+    return flatten(state), progress
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    file = tmp_path_factory.mktemp("experiments") / "killed.py"
+    file.write_text(EXPERIMENT)
+    return file
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(path, tmp_path_factory):
+    """The arrays of a run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    train(load(path), workdir)
+    return newest(load(path), workdir)
+
+
+def assert_finishes_like(uninterrupted, path, workdir):
+    assert train(load(path), workdir)["step"] == 60
+    (state, progress), (expected, expected_progress) = newest(load(path), workdir), uninterrupted
+    assert progress == expected_progress and state.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(state[name], expected[name], err_msg=name)
+
+
+def test_a_killed_run_continues_bit_for_bit(path, uninterrupted, tmp_path):
+    at = int(np.random.default_rng().integers(8, 50))
+    process = start(path, tmp_path)
+    deadline = time.monotonic() + 300
+    while max(steps(tmp_path), default=0) < at:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and max(steps(tmp_path)) < 60, f"killed at step {at}"
+    assert_finishes_like(uninterrupted, path, tmp_path)
+    assert sorted(set(steps(tmp_path))) == list(range(1, 61))
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(path, uninterrupted, tmp_path):
+    process = start(path, tmp_path, FULL_DISK=str(tmp_path / "checkpoints" / "5"), JAX_ENABLE_COMPILATION_CACHE="0")
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert "could not be written to" in said and "is intact. Free some disk space and run the same command again" in said
+    survivor = int(said.split("the checkpoint of step ")[-1].split()[0])
+    assert newest(load(path), tmp_path)[0]["step"] == survivor > 0
+    assert_finishes_like(uninterrupted, path, tmp_path)
+
+
+def test_readers_prefer_the_best_parameters(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no checkpoint; train first: jaxrec train experiments/run.py"):
+        read_params(tmp_path / "run")
+    run = tmp_path / "run"
+    checkpoints = Checkpoints(run)
+    state = State(jnp.asarray(3, jnp.int32), {"a": {"b": jnp.arange(4.0)}, "c": jnp.ones(2)}, {"moment": jnp.zeros(4)})
+    checkpoints.save(state, {"data": {"next_index": 3}})
+    checkpoints.close()
+    leaves, step = read_params(run)
+    assert step == 3 and leaves.keys() == {"a.b", "c"}
+    np.testing.assert_array_equal(leaves["a.b"], np.arange(4))
+    for number in (2, 5):
+        save_params(run / "best", {"a.b": np.full(4, number, np.float32), "c": np.ones(2, np.float32)}, number)
+        leaves, step = read_params(run)
+        assert step == number and (np.asarray(leaves["a.b"]) == number).all()
+    assert len([p for p in (run / "best").iterdir() if p.name.isdigit()]) == 1  # only the best is kept
+
+
+def test_a_best_found_again_at_an_earlier_step_replaces_the_later_one(tmp_path):
+    # A run is killed after its best of step 6, continues from step 4, and now evaluates at step 5.
+    for number in (6, 5):
+        save_params(tmp_path / "best", {"a": np.full(2, number, np.float32)}, number)
+    leaves, step = read_params(tmp_path)
+    assert step == 5 and (np.asarray(leaves["a"]) == 5).all()
+
+
+def test_the_latest_two_states_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2, 3, 3):
+        checkpoints.save(State(jnp.asarray(step, jnp.int32), {"a": jnp.ones(2)}, ()), {"step": step})
+    checkpoints.wait()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "3"] and checkpoints.latest_step() == 3
+    checkpoints.close()
+
+
+def test_starting_from_another_run_replaces_what_the_prefix_names(tmp_path):
+    save_params(tmp_path / "best", {"w": np.full(2, 7, np.float32)}, 1)
+    params = {"reference": {"w": jnp.zeros(2)}, "policy": {"w": jnp.zeros(2)}}
+    got = start_from(params, {"reference": str(tmp_path)})
+    assert (np.asarray(got["reference"]["w"]) == 7).all() and (np.asarray(got["policy"]["w"]) == 0).all()
+    assert (np.asarray(start_from({"w": jnp.zeros(2)}, {"": str(tmp_path)})["w"]) == 7).all()
+    with pytest.raises(ValueError, match=r"the model has no parameter 'teacher.w' to fill; it has policy.w, reference.w"):
+        start_from(params, {"teacher": str(tmp_path)})
+
+
+def test_filling_keeps_the_models_type():
+    assert fill({"w": jnp.zeros(2, jnp.int32)}, {"w": np.array([1, 2], np.int64)})["w"].dtype == jnp.int32
