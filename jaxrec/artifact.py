@@ -132,3 +132,33 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, marker: str, what: str) -> Iterator[Path]:
+    """Gives an empty folder that takes the place of `path` when the block ends, and disappears when the block raises.
+
+    Args:
+      path: the folder to write. It may be absent, empty, or an older `what`, told by its file `marker`.
+      marker: name of a file that every `what` has.
+      what: what is written, for the error.
+
+    Raises:
+      FileExistsError: `path` is something else; it stays untouched.
+    """
+    path = path.absolute()
+    if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
+        raise FileExistsError(f"{path} exists and is not {what} (it has no {marker}), so it is left alone; choose another folder, or remove it")
+    partial, old = (path.with_name(f".{path.name}.{state}-{os.getpid()}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            os.replace(path, old)
+        os.replace(partial, path)
+    finally:
+        if old.exists() and not path.exists():  # the second rename failed
+            os.replace(old, path)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

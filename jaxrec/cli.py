@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import itertools
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxrec.artifact import say, write_atomically
+from jaxrec.artifact import cache_dir, say, write_atomically
 
 if TYPE_CHECKING:  # the command line imports only what a command needs
     from jaxrec.experiment import Experiment
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command not in OVERRIDABLE:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _settle_environment()
     try:
         known.function(known, rest)
     except KeyboardInterrupt:
@@ -136,6 +139,13 @@ def _demo(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.demo import demo
 
     demo(Path(options.workdir))
+
+
+def _settle_environment() -> None:
+    """Compiled programs are kept between commands, unless the user says where or that they are not; libraries keep their advice to themselves."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------------------

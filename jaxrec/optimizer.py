@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
+
+from jaxrec.param import Param, Tree
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,21 @@ class Adam:
         }[self.decay]
         return optax.join_schedules([optax.linear_schedule(0.0, self.peak, rise), fall], [rise]) if rise else fall
 
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation of a run of `steps`."""
+    def build(self, steps: int, spec: Tree = None) -> optax.GradientTransformation:
+        """The optax transformation of a run of `steps`; weight decay needs the `spec` to tell matrices from stacked vectors."""
         if self.peak <= 0 or not 0 <= self.warmup <= 1:
             raise ValueError(f"Adam needs peak > 0 and 0 <= warmup <= 1, got peak={self.peak}, warmup={self.warmup}")
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         parts.append(optax.scale_by_adam(self.b1, self.b2))
         if self.weight_decay:
-            parts.append(optax.add_decayed_weights(self.weight_decay, mask=_matrices))
+            if spec is None:
+                raise ValueError(f"Adam with weight_decay={self.weight_decay} needs the spec of the parameters; call build(steps, spec)")
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=_matrices(spec)))
         return optax.chain(*parts, optax.scale_by_learning_rate(self.schedule(steps)))
 
 
-def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _matrices(spec: Tree) -> Tree:
+    """True for matrices and tables, False for vectors, stacked over layers or not; None where nothing is trained."""
+    return jax.tree.map(
+        lambda param: len(param.axes) - param.axes.count("layers") > 1 if param.trainable else None, spec, is_leaf=lambda leaf: isinstance(leaf, Param)
+    )

@@ -18,7 +18,20 @@ from jaxrec.nn.features import Feature
 from jaxrec.sharding import Layout
 
 SMALL = Experiment(method=SASRec(dim=16, layers=1), data=Sequences(Synthetic(users=64, items=50), batch=8, length=8), steps=6)
-FILE = "from jaxrec.experiment import Experiment\nfrom jaxrec.methods.sequential.sasrec import SASRec\nfrom jaxrec.data.builders.synthetic import Synthetic\nfrom jaxrec.data.sequences import Sequences\n"
+FILE = """
+from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.sequences import Sequences
+from jaxrec.experiment import Experiment
+from jaxrec.methods.sequential.sasrec import SASRec
+
+"""
+OWN = """
+@dataclass(frozen=True)
+class Mine(SASRec):
+    extra: int = 3
+
+experiment = Experiment(method=Mine(), data=Sequences(Synthetic()), steps=7)
+"""
 
 
 def test_an_experiment_is_named_after_its_file(tmp_path):
@@ -26,6 +39,12 @@ def test_an_experiment_is_named_after_its_file(tmp_path):
     path.write_text(FILE + "experiment = Experiment(method=SASRec(), data=Sequences(Synthetic()), steps=7)")
     loaded = load(path)
     assert (loaded.name, loaded.steps, loaded.method) == ("mine", 7, SASRec())
+
+
+def test_a_file_may_define_its_own_method(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n" + FILE + OWN)
+    assert load(path).method.extra == 3
 
 
 def test_what_is_no_experiment_file_says_what_is_missing(tmp_path):

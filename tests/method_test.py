@@ -64,7 +64,11 @@ def test_cast_leaves_integers_alone():
 
 
 def test_a_missing_capability_says_so():
-    bases = [cls for cls in vars(jaxrec.method).values() if inspect.isclass(cls) and cls.__module__ == jaxrec.method.__name__ and cls.__name__[-2:] in ("or", "er", "od", "ne")]
+    bases = [
+        cls
+        for cls in vars(jaxrec.method).values()
+        if inspect.isclass(cls) and cls.__module__ == jaxrec.method.__name__ and cls.__name__[-2:] in ("or", "er", "od", "ne")
+    ]
     assert len(bases) >= 10
     for base in bases:
         mine = type("Mine", (base,), {})()

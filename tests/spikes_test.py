@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from jaxrec.experiment import Evaluator, Experiment
 from jaxrec.method import FROM_DATA, Balancer, Loss, Method, Settler, Starter
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.linear import Linear
+from jaxrec.optimizer import Adam
 from jaxrec.param import Param, create, flatten, freeze, normal, ones, zeros
 from jaxrec.sharding import Layout
 from jaxrec.stages.runs import Trained
@@ -41,7 +43,8 @@ class Clusters:
 
     def points(self):
         random = np.random.default_rng(0)
-        return (random.normal(size=(self.centres, self.width))[random.integers(self.centres, size=self.rows)] + 0.01 * random.normal(size=(self.rows, self.width))).astype(np.float32)
+        centre = random.normal(size=(self.centres, self.width))[random.integers(self.centres, size=self.rows)]
+        return (centre + 0.01 * random.normal(size=(self.rows, self.width))).astype(np.float32)
 
     def batches(self, process=0, processes=1):
         return Batches({"x": self.points(), "mask": np.ones(self.rows, np.float32)}, self.batch, 0, process, processes)
@@ -162,9 +165,11 @@ def test_a_quantiser_starts_from_data_and_settles():
 
 def test_the_loop_starts_and_trains_a_quantiser(tmp_path):
     watch = Watch()
-    experiment = Experiment(method=RQVAE(), data=Clusters(), steps=60, evals=(watch,), eval_every=30, log_every=1, dispatch=1)  # type: ignore[arg-type]
+    experiment = Experiment(method=RQVAE(), data=Clusters(), steps=60, optimizer=Adam(peak=1e-2), evals=(watch,), eval_every=30, log_every=1)  # type: ignore[arg-type]
     result = train(experiment, tmp_path)
-    losses = [float(line.split('"reconstruction": ')[1].split(",")[0].rstrip("}\n")) for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "reconstruction" in line]
+    rows = [row for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "loss" in (row := json.loads(line))]
+    assert rows[0]["commitment"] < 1e-3  # the loop started the codebooks from the data
+    losses = [row["reconstruction"] for row in rows]
     assert len(losses) == 60 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5]) and result["step"] == 60
     assert not np.array_equal(watch.seen[0]["codebook"], watch.seen[1]["codebook"])
 
@@ -212,11 +217,14 @@ def test_coefficients_come_from_the_gradients(a, b, share, accumulate):
 # --- A frozen reference: a second parameter set from a trained run -----------------------------------------------------------------------
 
 
+MODEL = SASRec(dim=16, layers=1, dropout=0.0, negatives=8)
+
+
 @dataclass(frozen=True)
 class Anchored(Method):
     """A policy that starts as a trained model and is held near it: (state - reference state)^2 beside its own loss."""
 
-    model: SASRec = SASRec(dim=16, layers=1, dropout=0.0, negatives=8)
+    model: SASRec = MODEL
 
     def spec(self):
         return {"policy": self.model.spec(), "reference": freeze(self.model.spec())}
@@ -229,7 +237,7 @@ class Anchored(Method):
 
 def test_a_reference_is_the_trained_checkpoint_and_stays_it(tmp_path):
     data = Sequences(Synthetic(users=64, items=50), batch=8, length=8, row=24)
-    first = Experiment(method=Anchored.model, data=data, steps=6, log_every=0, save_every=0)
+    first = Experiment(method=MODEL, data=data, steps=6, log_every=0, save_every=0)
     train(first, tmp_path / "first")
     trained = Trained(first)
     checkpoint = {name: np.asarray(leaf) for name, leaf in trained.get().items()}
@@ -241,8 +249,8 @@ def test_a_reference_is_the_trained_checkpoint_and_stays_it(tmp_path):
         for name, leaf in checkpoint.items():
             np.testing.assert_array_equal(params[f"reference.{name}"], leaf)
     assert any(not np.array_equal(watch.seen[-1][f"policy.{name}"], leaf) for name, leaf in checkpoint.items())
-    first_row = (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0]
-    assert '"apart": 0.0' in first_row  # the policy starts as the reference, exactly
+    first_row = json.loads((tmp_path / "second" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first_row["apart"] == 0  # the policy starts as the reference, exactly
 
     runner = make_runner(experiment.resolve().method, experiment.optimizer.build(5), Layout())
     moments = [name for name in flatten(runner.abstract.optimizer) if "reference" in name]

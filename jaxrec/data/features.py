@@ -84,7 +84,8 @@ def encode(values: Sequence[Any]) -> tuple[Kind, np.ndarray, list[str]]:
         for row, codes in zip(rows, lists, strict=True):
             row[: len(codes)] = codes
         return kind, rows, names
-    rows = np.array([[np.nan] if value is None else np.atleast_1d(value) for value in values], np.float64)
+    width = max(np.size(value) for value in values if value is not None)
+    rows = np.array([np.full(width, np.nan) if value is None else np.atleast_1d(value) for value in values], np.float64)
     mean, spread = np.nanmean(rows, axis=0), np.nanstd(rows, axis=0)
     scaled = (rows - mean) / np.where(spread > 0, spread, 1) if kind == "numeric" else rows
     return kind, np.nan_to_num(scaled).astype(np.float32), []

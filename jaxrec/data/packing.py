@@ -26,7 +26,7 @@ def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int) -> tup
         raise ValueError(f"windows need length >= 1 and stride >= 0, got length={length}, stride={stride}")
     predictions = np.maximum(end - begin - 1, 0)
     extra = np.maximum(predictions - length, 0)
-    per_user = np.where(predictions > 0, 1 + (-(-extra // stride) if stride else 0), 0)
+    per_user = np.where(predictions > 0, 1 + (np.minimum(-(-extra // stride), (predictions - 1) // stride) if stride else 0), 0)
     user = np.repeat(np.arange(len(begin)), per_user)
     number = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
     last = end[user] - number * stride  # exclusive end of the window

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,11 +79,11 @@ def to_json(systems: Mapping[str, Ranks]) -> dict[str, list[dict[str, Any]]]:
     return {name: [asdict(row) for row in summarise(ranks)] for name, ranks in systems.items()}
 
 
-def table(systems: Mapping[str, Ranks]) -> str:
+def table(systems: Mapping[str, Ranks], *, targets: Collection[str] = ("all targets", "warm targets", "cold targets")) -> str:
     """All systems beneath each other, protocol by protocol, as monospaced text (120 columns for names of up to 24 letters).
 
     Each number is a mean and half the width of its 95 % interval. `*` marks the best mean, `<` a model below a baseline on Recall@10 or
-    NDCG@10; the lines beneath say below which.
+    NDCG@10; the lines beneath say below which. `targets` chooses among the protocols.
 
     Raises:
       ValueError: the systems were asked different questions.
@@ -94,7 +94,7 @@ def table(systems: Mapping[str, Ranks]) -> str:
     rows = {name: summarise(ranks) for name, ranks in systems.items()}
     baselines = {name for name, ranks in systems.items() if ranks.baseline}
     protocols = zip(*rows.values(), strict=True)
-    blocks = [_block(dict(zip(rows, protocol, strict=True)), baselines) for protocol in protocols]
+    blocks = [_block(dict(zip(rows, protocol, strict=True)), baselines) for protocol in protocols if protocol[0].targets in targets]
     return "\n\n".join(blocks) + "\n"
 
 

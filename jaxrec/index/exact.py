@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
+from jaxrec.artifact import replacing
+from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, write_header
 
 QUERIES, BLOCK = 256, 16_384  # at most 16 MiB of scores at a time
 NOTHING = -1  # the id of a place that no candidate takes

@@ -10,8 +10,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxrec.artifact import replacing
 from jaxrec.index.exact import NOTHING, ExactIndex
-from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, replacing, write_header
+from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, write_header
 
 SMALLEST = 256  # vectors that ScaNN's codebooks (16 centres a block) and tree are trained on at the least
 SCORED = 20_000  # vectors whose quantised scores a query sees at least: fewer save no time worth having, and cost recall

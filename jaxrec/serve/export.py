@@ -15,11 +15,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.artifact import say
+from jaxrec.artifact import replacing, say
 from jaxrec.data.interactions import Interactions
 from jaxrec.experiment import Experiment, describe
 from jaxrec.index import ScannIndex
-from jaxrec.index.index import replacing
 from jaxrec.index.scann import installed
 from jaxrec.method import Encoder
 from jaxrec.param import Tree, flatten, unflatten

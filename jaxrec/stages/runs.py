@@ -95,4 +95,5 @@ class Trained(Artifact):
         train(self.experiment, folder / "run")
 
     def load(self, folder: Path) -> dict[str, Any]:
-        return read_params(folder / "run")[0]
+        tables = {name: artifact.get() for name, artifact in self.experiment.tables.items()}  # not stored with the run
+        return read_params(folder / "run")[0] | tables

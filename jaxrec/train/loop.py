@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxrec.artifact import locked, write_atomically
 from jaxrec.experiment import Experiment, describe, differences
 from jaxrec.method import Starter
-from jaxrec.param import count
+from jaxrec.param import Tree, count
 from jaxrec.train.checkpoint import Checkpoints, fill, start_from
 from jaxrec.train.log import Log
 from jaxrec.train.step import Runner, State, make_runner
@@ -49,7 +49,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     method, data = experiment.method, experiment.data
     first = jax.process_index() == 0
     batches = data.batches(jax.process_index(), jax.process_count())
-    tx = experiment.optimizer.build(experiment.steps)
+    tx = experiment.optimizer.build(experiment.steps, method.spec())
     runner = make_runner(method, tx, experiment.layout, seed=experiment.seed, accumulate=experiment.accumulate, precision=experiment.precision)
     checkpoints = Checkpoints(workdir, refill=experiment.tables)
     iterator = batches.iterate()
@@ -97,7 +97,8 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
 
             # --- Evaluate: the first value of the first evaluator decides what is best.
             if due_eval:
-                measured = {name: float(value) for evaluator in experiment.evals for name, value in evaluator(method, runner.read(state).params, data)}
+                params = gathered(runner.read(state).params)
+                measured = {name: float(value) for evaluator in experiment.evals for name, value in evaluator(method, params, data)}
                 log.report(done, measured)
                 values |= measured
                 metric, value = next(iter(measured.items()))
@@ -157,6 +158,11 @@ def claim(experiment: Experiment, workdir: Path) -> None:
             )
     if jax.process_index() == 0:
         write_atomically(path, json.dumps(now, indent=1))
+
+
+def gathered(params: Tree) -> Tree:
+    """Parameters that this process can read whole: among several processes a copy on the host, so that each evaluates by itself."""
+    return multihost_utils.process_allgather(params, tiled=True) if jax.process_count() > 1 else params
 
 
 def settle_metrics(pending: list[dict[str, jax.Array]], since: int, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxrec.data.batches import BatchIterator, Batches
+from jaxrec.data.batches import Batches, BatchIterator
 
 ARRAYS = {"a": np.arange(10, dtype=np.int32), "b": np.arange(20, dtype=np.float32).reshape(10, 2)}
 

@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrec.experiment import load
 from jaxrec.param import flatten
@@ -123,6 +125,22 @@ def test_a_full_disk_leaves_the_previous_checkpoint(path, uninterrupted, tmp_pat
     survivor = int(said.split("the checkpoint of step ")[-1].split()[0])
     assert newest(load(path), tmp_path)[0]["step"] == survivor > 0
     assert_finishes_like(uninterrupted, path, tmp_path)
+
+
+def test_a_run_is_read_on_a_machine_with_fewer_devices(path, tmp_path):
+    spread = jax.device_put(jnp.arange(16.0), NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec("data")))
+    save_params(tmp_path / "best", {"w": spread}, 1)
+    checkpoints = Checkpoints(tmp_path / "unevaluated")
+    checkpoints.save(State(jnp.asarray(1, jnp.int32), {"w": spread}, ()), {})
+    checkpoints.close()
+    program = (
+        "import sys, pathlib, jax; from jaxrec.train.checkpoint import read_params; "
+        "print(jax.device_count(), *(read_params(pathlib.Path(p))[0]['w'].sum() for p in sys.argv[1:]))"
+    )
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    command = [sys.executable, "-c", program, str(tmp_path), str(tmp_path / "unevaluated")]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "XLA_FLAGS": flags}, capture_output=True, text=True)
+    assert ended.stdout == "1 120.0 120.0\n", ended.stderr
 
 
 def test_readers_prefer_the_best_parameters(tmp_path):

@@ -167,7 +167,9 @@ def test_a_workdir_belongs_to_one_configuration(finished, capsys):
     _, workdir = finished
     with pytest.raises(ValueError, match=r"holds another run; these fields differ:\n  method.dim: 16 -> 32\n  seed: 0 -> 1\nUse the old values"):
         train(dataclasses.replace(SMALL, method=dataclasses.replace(SMALL.method, dim=32), seed=1), workdir)
-    free = dataclasses.replace(SMALL, log_every=1, save_every=3, eval_every=2, patience=9, dispatch=2, layout=Layout(mesh=(("data", 4), ("model", 2))), name="b")
+    free = dataclasses.replace(
+        SMALL, log_every=1, save_every=3, eval_every=2, patience=9, dispatch=2, layout=Layout(mesh=(("data", 4), ("model", 2))), name="b"
+    )
     assert train(free, workdir)["step"] == 12
     assert train(SMALL, workdir)["step"] == 12
 
@@ -225,16 +227,15 @@ def test_tables_are_filled_stay_and_are_not_stored(tmp_path):
         train(dataclasses.replace(experiment, method=bigger), tmp_path / "b")
 
 
-@pytest.mark.parametrize("compile", ["jit", "pmap"])
-def test_a_run_continues_under_another_layout(compile, finished, tmp_path):
+@pytest.mark.parametrize("way", ["jit", "pmap"])
+def test_a_run_continues_under_another_layout(way, finished, tmp_path):
     longer = dataclasses.replace(SMALL, save_every=6, evals=(Scripted(when=0, act=lambda _: signal.raise_signal(signal.SIGTERM)),), eval_every=5)
     with pytest.raises(KeyboardInterrupt):
         train(longer, tmp_path)
-    layout = Layout(mesh=(("data", 2), ("model", 4))) if compile == "jit" else Layout(compile="pmap")
-    moved = dataclasses.replace(longer, layout=layout, evals=longer.evals)
-    assert train(moved, tmp_path)["step"] == 12
-    state, _ = state_of(dataclasses.replace(longer), tmp_path)
-    if compile == "jit":  # under pmap the devices draw their own dropout
+    layout = Layout(mesh=(("data", 2), ("model", 4))) if way == "jit" else Layout(compile="pmap")
+    assert train(dataclasses.replace(longer, layout=layout), tmp_path)["step"] == 12
+    state, _ = state_of(longer, tmp_path)
+    if way == "jit":  # under pmap the devices draw their own dropout
         for name, leaf in state_of(SMALL, finished[1])[0].items():
             np.testing.assert_allclose(state[name], leaf, rtol=0, atol=1e-5, err_msg=name)
 

@@ -1,0 +1,105 @@
+"""Accuracy on public data: every experiment over several seeds, the whole catalogue ranked, beside the published numbers.
+
+    python -m benchmarks.accuracy sasrec_beauty esasrec_beauty --seeds 3 [--refit] [--minutes 9]
+
+Each seed is a run of its own under runs/accuracy/, so an interrupted call continues where it stopped; with `--minutes` a call
+stops by itself after so long. `--refit` afterwards trains on train + validation for as many epochs as each seed's best checkpoint had, and
+reports that under a label of its own: its test items are still unseen, but it has one more event per user to learn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.record import record
+from jaxrec.artifact import say
+from jaxrec.evals.report import Row, summarise
+from jaxrec.experiment import Experiment, load
+from jaxrec.stages.runs import baseline_ranks, evaluate_run
+from jaxrec.train.loop import train
+
+PUBLISHED = {  # (Recall@10, NDCG@10) of Tikhonovich et al. 2025, arXiv 2508.06450: seen and cold items removed
+    "sasrec_beauty": (0.0921, 0.0531),
+    "esasrec_beauty": (0.0928, 0.0523),
+    "hstu_beauty": (0.0788, 0.0439),
+    "sasrec_sports": (0.0569, 0.0323),
+    "sasrec_ml1m": (0.2929, 0.1684),
+    "hstu_ml1m": (0.3097, 0.1720),
+    "esasrec_ml1m": (0.3133, 0.1772),
+}
+PROTOCOL = ("seen removed", "warm targets")  # theirs
+METRICS = ("Recall@10", "NDCG@10")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+", metavar="NAME", help="of a file in experiments/, without .py")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--refit", action="store_true")
+    parser.add_argument("--minutes", type=float, default=0, help="interrupt, saving first, after so many minutes")
+    options = parser.parse_args()
+    if options.minutes:
+        timer = threading.Timer(60 * options.minutes, signal.raise_signal, (signal.SIGINT,))
+        timer.daemon = True
+        timer.start()
+    for name in options.experiments:
+        experiment = load(Path("experiments") / f"{name}.py")
+        rows = [run(experiment, seed, options.refit) for seed in range(options.seeds)]
+        label = name + (" refit" if options.refit else "")
+        record("accuracy", results(label, type(experiment.method).__name__, rows, PUBLISHED.get(name)))
+        for baseline, ranks in baseline_ranks(dataclasses.replace(experiment.data, refit=options.refit), "test").items():
+            dataset = name.split("_", 1)[1] + (" refit" if options.refit else "")
+            record("accuracy", results(f"{baseline} {dataset}", baseline, [summarise(ranks)], None))
+
+
+def run(experiment: Experiment, seed: int, refit: bool) -> list[Row]:
+    """The test rows of one seed; trains first what is not trained yet."""
+    workdir = Path("runs/accuracy") / f"{experiment.name}-seed{seed}"
+    seeded = dataclasses.replace(experiment, seed=seed, data=dataclasses.replace(experiment.data, seed=seed))
+    say(f"\n=== {workdir}")
+    trained = train(seeded, workdir)
+    if refit:
+        data = dataclasses.replace(seeded.data, refit=True)
+        steps = round(trained["best_step"] * data.batches().rows / seeded.data.batches().rows)
+        seeded = dataclasses.replace(seeded, data=data, steps=steps, evals=())
+        workdir = workdir.with_name(workdir.name + "-refit")
+        train(seeded, workdir)
+    return summarise(evaluate_run(seeded, workdir, "test"))
+
+
+def results(label: str, method: str, seeds: list[list[Row]], published: tuple[float, float] | None) -> list[dict]:
+    """One result per protocol: the mean over seeds, each seed, and the 95 % interval over users (mean of the seeds' bounds)."""
+    found = []
+    for rows in zip(*seeds, strict=True):
+        first = rows[0]
+        if not first.n or first.targets == "cold targets":
+            continue
+        values = {metric: [row.metrics[metric].mean for row in rows] for metric in METRICS}
+        bounds = {metric: [float(np.mean([getattr(row.metrics[metric], end) for row in rows])) for end in ("low", "high")] for metric in METRICS}
+        same = published if (first.seen, first.targets) == PROTOCOL else None
+        found.append(
+            {
+                "name": f"{label}, {first.seen}, {first.targets}",
+                "method": method,
+                "ours": {metric: round(float(np.mean(value)), 5) for metric, value in values.items()},
+                "peer": None if same is None else dict(zip(METRICS, same, strict=True)),
+                "ratio": None
+                if same is None
+                else {metric: round(float(np.mean(values[metric])) / number, 3) for metric, number in zip(METRICS, same, strict=True)},
+                "unit": "mean over users and seeds",
+                "seeds": {metric: [round(value, 5) for value in each] for metric, each in values.items()},
+                "interval": {metric: [round(bound, 5) for bound in pair] for metric, pair in bounds.items()},
+                "users": first.n,
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Peers, written by us from the equations, each run by an interpreter of its own."""

@@ -1,0 +1,133 @@
+"""The command line: what is wrong with the input ends with one message and exit code 2; what is right prints JSON."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxrec.cli import main
+from jaxrec.experiment import Experiment
+
+FILE = """
+from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.sequences import Sequences
+from jaxrec.experiment import Experiment
+from jaxrec.methods.sequential.sasrec import SASRec
+
+experiment = Experiment(
+    method=SASRec(dim=16, layers=1, dropout=0.0, negatives=8),
+    data=Sequences(Synthetic(users=64, items=50), batch=8, length=8, row=24),
+    steps=2,
+)
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+def refused(capsys, *arguments):
+    """What a command that fails with exit code 2 says."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err + printed.out
+    return " ".join((printed.err + printed.out).replace("│", " ").split())  # tyro wraps its messages
+
+
+def test_a_missing_file_names_the_nearest_one(capsys, experiment, tmp_path):
+    said = refused(capsys, "train", str(tmp_path / "smal.py"))
+    assert said.startswith("jaxrec train: no experiment file") and "did you mean" in said and "small.py?" in said
+
+
+def test_an_unknown_field_names_the_nearest_one(capsys, experiment):
+    said = refused(capsys, "train", experiment, "--method.dimm", "32")
+    assert "--method.dimm" in said and "--method.dim" in said.replace("--method.dimm", "")
+
+
+def test_a_value_of_another_type_is_named(capsys, experiment):
+    said = refused(capsys, "train", experiment, "--method.dim", "wide")
+    assert "--method.dim" in said and "wide" in said
+
+
+def test_a_value_out_of_range_is_explained(capsys, experiment):
+    assert "a batch of 8 rows does not divide into accumulate=3 microbatches" in refused(capsys, "train", experiment, "--accumulate", "3")
+
+
+def test_a_sweep_that_is_none_is_explained(capsys, experiment):
+    assert "--sweep 'method.dim' should look like method.dim=64,128" in refused(capsys, "train", experiment, "--sweep", "method.dim")
+
+
+def test_commands_say_what_must_come_first(capsys, experiment, tmp_path):
+    said = refused(capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"))
+    assert "ranks_test.npz does not exist; evaluate the run first: jaxrec eval experiments/one.py --split test" in said
+    assert f"there is no run in {tmp_path / 'run'}; train first: jaxrec train experiments/small.py" in refused(
+        capsys, "eval", experiment, "--workdir", str(tmp_path / "run")
+    )
+    assert "is no bundle" in (said := refused(capsys, "query", str(tmp_path / "bundle"), "--history", "a")) and "jaxrec export" in said
+
+
+def test_unknown_names_are_listed(capsys):
+    said = refused(capsys, "data", "info", "beauty")
+    assert "no data set 'beauty'; there are python_api, amazon_beauty" in said
+    assert "needs a NAME; `jaxrec data ls` lists them" in refused(capsys, "data", "info")
+    assert "invalid choice: 'trian'" in refused(capsys, "trian")
+    assert "unrecognized arguments: --dim 3" in refused(capsys, "data", "ls", "--dim", "3")
+
+
+def test_traceback_shows_where_an_error_arose(experiment):
+    with pytest.raises(ValueError, match="should look like"):
+        main(["train", experiment, "--sweep", "x", "--traceback"])
+
+
+def test_a_bug_is_not_taken_for_bad_input(experiment, monkeypatch):
+    monkeypatch.setattr(Experiment, "resolve", lambda self: {}["missing"])
+    with pytest.raises(KeyError):
+        main(["train", experiment])
+
+
+def test_help_of_a_command_needs_no_file(capsys):
+    main(["train", "--help"])
+    assert "--sweep PATH=VALUE,VALUE" in capsys.readouterr().out
+
+
+def test_data_lists_every_set(capsys):
+    main(["data", "ls"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "state", "what"] and any(line.startswith("synthetic ") for line in lines)
+
+
+def test_data_info_is_json(capsys):
+    main(["data", "info", "synthetic"])
+    info = json.loads(capsys.readouterr().out)
+    assert (info["users"], info["items"]) == (1000, 200) and len(info["first_histories"]) == 3
+
+
+def test_training_overrides_and_refuses_another_configuration(capsys, experiment, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = ["train", experiment, "--smoke", "--workdir", str(workdir)]
+    main([*arguments, "--method.negatives", "4"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["step"] == 4 and np.isfinite(result["loss"])
+    stored = json.loads((workdir / "experiment.json").read_text())
+    assert (stored["method"]["negatives"], stored["method"]["dim"], stored["name"]) == (4, 16, "small")
+    assert "method.negatives: 4 -> 8" in refused(capsys, *arguments)
+
+
+def test_a_sweep_runs_each_value_into_one_table(capsys, experiment, tmp_path):
+    workdir = tmp_path / "run"
+    main(["train", experiment, "--workdir", str(workdir), "--sweep", "seed=0,1", "--optimizer.peak", "0.01"])
+    rows = json.loads((workdir / "sweep.json").read_text())
+    assert [row["run"] for row in rows] == ["seed=0", "seed=1"] and rows[0]["loss"] != rows[1]["loss"]
+    assert {row["step"] for row in rows} == {2}
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[0] == "run" and len(table) == 3 and f"{rows[1]['loss']:.4f}" in table[2]
+    for row in rows:
+        stored = json.loads((workdir / "sweep" / row["run"] / "experiment.json").read_text())
+        assert (stored["seed"], stored["optimizer"]["peak"]) == (int(row["run"][-1]), 0.01)
