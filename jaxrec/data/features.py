@@ -60,16 +60,14 @@ def columns(interactions: Interactions, of: Literal["item", "user"]) -> dict[str
 
 
 def column_info(interactions: Interactions) -> dict[str, dict[str, Any]]:
-    """For each usable column: `of`, `kind`, and the table's `rows`, `width` and, where categorical, `size`."""
-    found = {}
+    """For each usable column: `of`, `kind`, and the table's `rows`, `width` and `size`, the number of codes (0 unless categorical)."""
+    found: dict[str, dict[str, Any]] = {}
     for of in ("item", "user"):
         for name, values in columns(interactions, of).items():
             kind = kind_of(values)
             lengths = [len(value) if isinstance(value, (list, tuple)) else 1 for value in values]
-            info: dict[str, Any] = {"of": of, "kind": kind, "rows": len(values) + (of == "item"), "width": max([1, *lengths])}
-            if kind == "categorical":
-                info["size"] = len(distinct(values))
-            found[name] = info
+            size = len(distinct(values)) if kind == "categorical" else 0
+            found[name] = {"of": of, "kind": kind, "rows": len(values) + (of == "item"), "width": max([1, *lengths]), "size": size}
     return found
 
 

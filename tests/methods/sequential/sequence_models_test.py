@@ -1,0 +1,213 @@
+"""What the sequence models share, and what sets each apart."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec.data.examples import pad_histories
+from jaxrec.method import FROM_DATA, bind
+from jaxrec.methods.sequential import bert4rec, esasrec, hstu, sasrec
+from jaxrec.methods.sequential.next_item import tiny_batch
+from jaxrec.nn.attention import Context, visible
+from jaxrec.nn.features import Feature
+from jaxrec.param import create, flatten
+
+CAUSAL = {"sasrec": sasrec, "esasrec": esasrec, "hstu": hstu}
+ALL = {**CAUSAL, "bert4rec": bert4rec}
+
+
+def made(module, **changes):
+    method = dataclasses.replace(module.tiny()[0], **changes)
+    return method, create(method.spec(), jax.random.key(0))
+
+
+def alone(batch, segment):
+    """The histories of one segment number of each packed row as rows of their own."""
+    picked = [np.flatnonzero(row == segment) for row in batch["segment"]]
+    rows = pad_histories([history[index] for history, index in zip(batch["history"], picked, strict=True)], 8)
+    times = pad_histories([time[index] for time, index in zip(batch["time"], picked, strict=True)], 8)["history"]
+    return {**rows, "time": times, "user": np.zeros_like(times)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_packed_history_is_encoded_as_if_it_were_alone(name):
+    _, params = made(ALL[name])
+    batch = tiny_batch()
+    packed = jax.jit(lambda b: params(b, None))(batch)
+    for segment, places in ((1, slice(0, 5)), (2, slice(5, 8))):
+        separate = jax.jit(lambda b: params(b, None))(alone(batch, segment))
+        np.testing.assert_allclose(packed[:, places], separate[:, : places.stop - places.start], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_only_the_cloze_model_sees_the_future(name):
+    _, params = made(ALL[name])
+    batch = alone(tiny_batch(), 1)
+    changed = {**batch, "history": batch["history"].copy()}
+    changed["history"][:, 4] = changed["history"][:, 4] % 30 + 1
+    before, after = (jax.jit(lambda b: params(b, None))(b) for b in (batch, changed))
+    if name == "bert4rec":
+        assert np.abs(before[:, :4] - after[:, :4]).max() > 1e-3
+    else:
+        np.testing.assert_array_equal(before[:, :4], after[:, :4])
+    assert np.abs(before[:, 4] - after[:, 4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_padding_does_not_change_a_query(name):
+    method, params = made(ALL[name], length=16)
+    history = [np.array([3, 7, 9])]
+    queries = []
+    for length in (4, 9, 16):
+        batch = pad_histories(history, length) | {"user": np.zeros((1, length), np.int32), "time": np.zeros((1, length), np.int32)}
+        queries.append(jax.jit(method.encode_query)(params, batch).values[0, 0])
+    np.testing.assert_allclose(queries[0], queries[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(queries[0], queries[2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss_name", ["softmax", "sampled_softmax", "bce", "gbce"])
+def test_every_loss_is_finite_and_trains_the_whole_model(loss_name):
+    method, params = made(sasrec, loss_name=loss_name)
+
+    def objective(params):
+        total, weight = method.loss(params, tiny_batch(), jax.random.key(0)).terms["loss"]
+        return total / weight
+
+    value, gradient = jax.jit(jax.value_and_grad(objective))(params)
+    assert np.isfinite(value)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+def test_softmax_is_the_cross_entropy_over_the_items_alone():
+    method, params = made(sasrec, loss_name="softmax")
+    batch = tiny_batch()
+    total, weight = jax.jit(lambda p: method.loss(p, batch, jax.random.key(0)).terms["loss"])(params)
+    encode, _ = jax.random.split(jax.random.key(0))
+    logits = np.asarray(jnp.einsum("btd,vd->btv", params(batch, encode), params.item.table[1:31]), np.float64)
+    chosen = np.take_along_axis(logits, batch["target"][..., None] - 1, axis=-1)[..., 0]
+    np.testing.assert_allclose(total / weight, (np.log(np.exp(logits).sum(-1)) - chosen).mean(), rtol=1e-5)
+
+
+def test_hstu_layer_is_the_papers_equation():
+    method, params = made(hstu)
+    layer = jax.tree.map(lambda leaf: leaf[0], params.stack.layers)
+    random = np.random.default_rng(0)
+    layer = dataclasses.replace(
+        layer, position_bias=jnp.asarray(random.normal(size=8), jnp.float32), time_bias=jnp.asarray(random.normal(size=64), jnp.float32)
+    )
+    batch = alone(tiny_batch(), 1)
+    x = random.normal(size=(4, 8, 16)).astype(np.float32)
+    context = Context(jnp.asarray(batch["segment"]), visible(jnp.asarray(batch["segment"]), causal=True), None, jnp.asarray(batch["time"]))
+    got = jax.jit(lambda x: layer(x, context))(x)
+
+    def silu(z):
+        return z / (1 + np.exp(-z))
+
+    def standard(z):
+        return (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-6)
+
+    W1, W2, b2 = (np.asarray(a, np.float64) for a in (layer.inner.kernel, layer.outer.kernel, layer.outer.bias))
+    for b in range(4):
+        length = int(batch["segment"][b].sum())
+        U, V, Q, K = np.split(silu(standard(x[b, :length].astype(np.float64)) @ W1), 4, axis=-1)
+        mixed = np.zeros_like(U)
+        for h in (slice(0, 8), slice(8, 16)):
+            for i in range(length):
+                for j in range(i + 1):
+                    seconds = abs(int(batch["time"][b, i]) - int(batch["time"][b, j]))
+                    bias = layer.position_bias[i - j] + layer.time_bias[int(np.clip(np.log1p(np.float32(seconds)) / 0.301, 0, 63))]
+                    mixed[i, h] += silu(Q[i, h] @ K[j, h] + bias) / 8 * V[j, h]
+        np.testing.assert_allclose(got[b, :length], x[b, :length] + (standard(mixed) * U) @ W2 + b2, rtol=2e-4, atol=2e-4)
+
+
+def test_hstu_with_times_says_when_there_are_none():
+    _, params = made(hstu)
+    batch = {key: value for key, value in tiny_batch().items() if key != "time"}
+    with pytest.raises(ValueError, match="timed=False"):
+        params(batch, None)
+
+
+def test_a_closed_gate_makes_a_gated_block_the_identity():
+    _, params = made(esasrec)
+    layer = jax.tree.map(lambda leaf: leaf[0], params.stack.layers)
+    shut = dataclasses.replace(
+        layer,
+        attention_gate=dataclasses.replace(layer.attention_gate, bias=jnp.full(16, -1e9)),
+        feed_gate=dataclasses.replace(layer.feed_gate, bias=jnp.full(16, -1e9)),
+    )
+    segment = jnp.ones((2, 8), jnp.int32)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 16))
+    context = Context(segment, visible(segment, causal=True))
+    np.testing.assert_array_equal(shut(x, context), x)
+    assert np.abs(layer(x, context) - x).max() > 1e-2
+
+
+class TestCloze:
+    def test_masks_only_predictions_with_weight_and_about_the_asked_share(self):
+        method, _ = made(bert4rec, mask_share=0.3, last_share=0.0)
+        batch = {key: np.tile(value, (100, 1)) for key, value in tiny_batch().items()}
+        batch["mask"][:, 0] = 0
+        items, masked = method.cloze(batch, jax.random.key(0))
+        np.testing.assert_array_equal(items, batch["target"])
+        assert not masked[:, 0].any()
+        assert abs(float(masked[:, 1:].mean()) - 0.3) < 0.03
+
+    def test_a_share_of_the_histories_has_only_its_last_item_masked(self):
+        method, _ = made(bert4rec, last_share=1.0)
+        _, masked = method.cloze(tiny_batch(), jax.random.key(0))
+        np.testing.assert_array_equal(masked, np.tile([0, 0, 0, 0, 1, 0, 0, 1], (4, 1)).astype(bool))
+
+    def test_a_query_ends_with_the_mask_and_a_full_row_loses_its_oldest_item(self):
+        method, _ = made(bert4rec)
+        batch = method.appended({key: jnp.asarray(value) for key, value in pad_histories([np.array([3, 4]), np.arange(1, 9)], 8).items()})
+        np.testing.assert_array_equal(batch["history"], [[3, 4, 31, 0, 0, 0, 0, 0], [2, 3, 4, 5, 6, 7, 8, 31]])
+        np.testing.assert_array_equal(batch["segment"], [[1, 1, 1, 0, 0, 0, 0, 0], [1] * 8])
+
+
+class TestFeatures:
+    columns = {
+        "brand": {"of": "item", "kind": "categorical", "rows": 31, "width": 2, "size": 4},
+        "price": {"of": "item", "kind": "numeric", "rows": 31, "width": 1, "size": 0},
+        "age": {"of": "user", "kind": "numeric", "rows": 3, "width": 1, "size": 0},
+    }
+
+    def bound(self):
+        features = (Feature("brand"), Feature("price", kind="numeric"), Feature("age", of="user", kind="numeric"))
+        method = dataclasses.replace(sasrec.tiny()[0], items=FROM_DATA, features=features)
+        return bind(method, {"items": 30, "users": 3, "length": 8, "columns": self.columns})
+
+    def test_are_bound_from_the_data_and_change_vectors_and_queries(self):
+        method = self.bound()
+        assert (method.items, method.features[0].size, method.features[2].rows) == (30, 4, 3)
+        params = create(method.spec(), jax.random.key(0))
+        random = np.random.default_rng(0)
+        brand = np.zeros((31, 2), np.int32)
+        brand[1:, 0] = random.integers(1, 5, 30)
+        brand[1:10, 1] = 2
+        filled = {"brand": brand, "price": random.normal(size=(31, 1)), "age": np.array([[-1.0], [0.0], [1.0]])}
+        features = {name: dataclasses.replace(part, table=jnp.asarray(filled[name], part.table.dtype)) for name, part in params.features.items()}
+        params = dataclasses.replace(params, features=features)
+        got = params.vectors(jnp.arange(31))
+        codes = np.asarray(params.features["brand"].codes.table)
+        mean = np.stack([codes[row[row > 0]].mean(0) if (row > 0).any() else np.zeros(16) for row in brand])
+        price = filled["price"] @ np.asarray(params.features["price"].projection.kernel)
+        np.testing.assert_allclose(got, np.asarray(params.item.table[:31]) + mean + price, rtol=1e-5, atol=1e-6)
+        one, other = (params({**tiny_batch(), "user": np.full((4, 8), user, np.int32)}, None) for user in (0, 2))
+        assert np.abs(one - other).max() > 1e-3
+
+    def test_the_frozen_tables_are_not_trained(self):
+        frozen = [name for name, param in flatten(self.bound().spec()).items() if not param.trainable]
+        assert sorted(frozen) == ["features.age.table", "features.brand.table", "features.price.table"]
+
+    def test_an_unknown_column_is_named(self):
+        method = dataclasses.replace(sasrec.tiny()[0], features=(Feature("colour"),))
+        with pytest.raises(ValueError, match="no column 'colour'; it has brand, price, age"):
+            bind(method, {"items": 30, "users": 3, "length": 8, "columns": self.columns})
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="heads=3 does not divide dim=16"):
+        dataclasses.replace(sasrec.tiny()[0], heads=3).spec()
