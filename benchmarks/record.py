@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxrec.artifact import locked, write_atomically
+from jaxrec.artifact import cache_dir, locked, write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "numpy")
@@ -45,7 +45,7 @@ def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESUL
         print(json.dumps(row), flush=True)
     path = folder / f"{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f".{name}.lock"):
+    with locked(cache_dir() / f"benchmarks-{name}.lock"):
         kept = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
         write_atomically(path, json.dumps(list((kept | found).values()), indent=1) + "\n")
     return rows

@@ -65,7 +65,8 @@ class Torch:
 
     def __init__(self, process: Process, name: str, method: SASRec, batches: list[Batch], *, packing: bool, loss_name: str, folder: Path):
         self._process, self._name = process, name
-        np.savez(folder / "batches.npz", **{key: np.stack([batch[key] for batch in batches]) for key in ("history", "target", "segment", "position")})
+        arrays = {key: np.stack([batch[key] for batch in batches]) for key in ("history", "target", "segment", "position")}
+        np.savez(folder / "batches.npz", **arrays)  # type: ignore[arg-type]
         sizes = {key: getattr(method, key) for key in ("items", "length", "dim", "layers", "heads", "dropout", "negatives")}
         process.ask(open=name, batches=str(folder / "batches.npz"), model={**sizes, "packing": packing, "loss_name": loss_name})
 

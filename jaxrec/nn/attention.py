@@ -8,6 +8,10 @@ from flax import struct
 
 from jaxrec.nn.linear import Linear
 
+QUERY_BLOCK = 64
+HIDDEN = -1e30
+"""The score of a key that may not be seen; finite, so that a fully hidden block has no NaN."""
+
 
 @struct.dataclass
 class Context:
@@ -18,12 +22,14 @@ class Context:
       mask: [B, 1, T, T] bool, True where a query (third axis) may see a key (last axis).
       key: random key for dropout; None when evaluating.
       time: [B, T] int32 seconds, or None.
+      causal: whether the mask hides every later key, so that those products may be left out.
     """
 
     segment: jax.Array
     mask: jax.Array
     key: jax.Array | None = None
     time: jax.Array | None = None
+    causal: bool = struct.field(pytree_node=False, default=False)
 
 
 def visible(segment: jax.Array, *, causal: bool) -> jax.Array:
@@ -59,9 +65,26 @@ class Attention:
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         B, T, _ = x.shape
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(B, T, 3, self.heads, -1), 2, 0)  # each [B, T, H, K]
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=context.mask)  # [B, T, H, K]
-        return self.output(mixed.reshape(B, T, -1))
+        q, k, v = (part.reshape(B, T, self.heads, -1) for part in jnp.split(self.qkv(x), 3, axis=-1))  # [B, T, H, K]
+        return self.output(attend(q, k, v, context).reshape(B, T, -1))
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
+    """softmax(q k^T / sqrt(K)) v over the keys that each query may see, [B, T, H, K]; the softmax in float32.
+
+    Causal queries go in blocks, and a block is multiplied only with the keys up to its end: nearly half of the products of a long row
+    would be masked.
+    """
+    T = q.shape[1]
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    bias = jnp.where(context.mask, 0.0, HIDDEN)  # [B, 1, T, T]
+    mixed = []
+    for low in range(0, T, QUERY_BLOCK if context.causal else T):
+        high = min(low + QUERY_BLOCK, T) if context.causal else T
+        seen = slice(0, high)
+        scores = jnp.einsum("bthk,bshk->bhts", q[:, low:high], k[:, seen], preferred_element_type=jnp.float32) + bias[:, :, low:high, seen]
+        mixed.append(jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v[:, seen]))
+    return jnp.concatenate(mixed, axis=1)
 
 
 def check_heads(width: int, heads: int) -> None:

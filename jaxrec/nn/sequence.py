@@ -81,7 +81,7 @@ class SequenceEncoder:
         for name in self.user_features:
             x = x + self.features[name](batch["user"])
         first, rest = (None, None) if key is None else jax.random.split(key)
-        context = Context(segment, visible(segment, causal=self.causal), rest, batch.get("time"))
+        context = Context(segment, visible(segment, causal=self.causal), rest, batch.get("time"), self.causal)
         return self.norm(self.stack(dropout(x, self.rate, first), context))
 
 

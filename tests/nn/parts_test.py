@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.nn.attention import Attention, Context, visible
+from jaxrec.nn.attention import Attention, Context, attend, visible
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import UNROLLED, Stack, TransformerBlock
@@ -53,6 +53,21 @@ def test_attention_is_the_formula():
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     mixed = np.einsum("bhts,bshk->bthk", weights, v).reshape(1, 6, 8)
     np.testing.assert_allclose(got, mixed @ np.asarray(attention.output.kernel) + np.asarray(attention.output.bias), rtol=1e-4, atol=1e-5)
+
+
+def test_causal_blocks_leave_out_only_what_is_masked():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 150, 2, 4))
+    segment = jnp.asarray(np.repeat([[1, 2, 0], [1, 1, 2]], [50, 50, 50], axis=1))
+    mask = visible(segment, causal=True)
+
+    def both(q, k, v):
+        return [attend(q, k, v, Context(segment, mask, causal=causal)) for causal in (True, False)]
+
+    np.testing.assert_allclose(*both(q, k, v), rtol=1e-5, atol=1e-6)
+    wanted = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    np.testing.assert_allclose(both(q, k, v)[0], wanted, rtol=1e-5, atol=1e-6)
+    gradients = [jax.grad(lambda *x, n=n: jnp.sum(jnp.sin(both(*x)[n])), argnums=(0, 1, 2))(q, k, v) for n in (0, 1)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *gradients)
 
 
 def test_a_stack_is_its_layers_in_turn_unrolled_or_scanned():
