@@ -47,12 +47,14 @@ def accuracy(results: list[dict[str, Any]]) -> str:
     lines = ["| method | file | what it is |", "|---|---|---|"]
     lines += [f"| {method} | `methods/sequential/{module}.py` | {paper(method)} |" for method, module in MODULES.items()]
     if results:
-        lines += ["", "| run | protocol | seeds | Recall@10 | NDCG@10 | published | measured |", "|---|---|---|---|---|---|---|"]
+        where = ", ".join(dict.fromkeys(f"{row['device']}, {row['date']}" for row in results))
+        lines += ["", f"Mean over seeds, and the 95 % bootstrap interval over users; {where}.", ""]
+        lines += ["| run | protocol | seeds | Recall@10 | NDCG@10 | published |", "|---|---|---|---|---|---|"]
     for row in results:
         run, protocol = row["name"].split(", ", 1)
         cells = [f"{row['ours'][m]:.4f} [{row['interval'][m][0]:.4f}, {row['interval'][m][1]:.4f}]" for m in ("Recall@10", "NDCG@10")]
         published = "" if row["peer"] is None else f"{row['peer']['Recall@10']:.4f} / {row['peer']['NDCG@10']:.4f}"
-        lines.append(f"| {run} | {protocol} | {len(row['seeds']['NDCG@10'])} | {cells[0]} | {cells[1]} | {published} | {row['device']}, {row['date']} |")
+        lines.append(f"| {run} | {protocol} | {len(row['seeds']['NDCG@10'])} | {cells[0]} | {cells[1]} | {published} |")
     return "\n".join(lines) + "\n"
 
 
@@ -60,10 +62,12 @@ def speed(results: list[dict[str, Any]]) -> str:
     """One line per ratio."""
     if not results:
         return ""
-    lines = ["| what | ours | peer | ratio | unit | measured |", "|---|---|---|---|---|---|"]
+    where = ", ".join(dict.fromkeys(row["device"] for row in results))
+    when = ", ".join(dict.fromkeys(row["date"] for row in results))
+    lines = [f"Medians of interleaved turns in one run; {where}; {when}.", "", "| ours, peer | ours | peer | ratio | unit |", "|---|---|---|---|---|"]
     for row in results:
         ours, peer, ratio = (f"{row[key]:,.2f}" if isinstance(row.get(key), (int, float)) else "" for key in ("ours", "peer", "ratio"))
-        lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {row['unit']} | {row['device']}, {row['date']} |")
+        lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {row['unit']} |")
     return "\n".join(lines) + "\n"
 
 

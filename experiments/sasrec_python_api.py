@@ -12,8 +12,9 @@ from jaxrec.methods.sequential.sasrec import SASRec
 experiment = Experiment(
     method=SASRec(dim=64, dropout=0.3, negatives=512),
     data=Sequences(PythonApi(), batch=32, length=64),
-    steps=3000,
+    steps=2500,
     evals=(NextItemRetrieval(),),
+    log_every=125,
     eval_every=250,
     save_every=1000,
 )
