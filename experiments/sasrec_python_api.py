@@ -12,7 +12,7 @@ from jaxrec.methods.sequential.sasrec import SASRec
 experiment = Experiment(
     method=SASRec(dim=64, dropout=0.3, negatives=512),
     data=Sequences(PythonApi(), batch=32, length=64),
-    steps=2500,
+    steps=3000,
     evals=(NextItemRetrieval(),),
     log_every=125,
     eval_every=250,
