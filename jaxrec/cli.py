@@ -107,7 +107,7 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
     bundle = Bundle.open(Path(options.bundle))
     if options.find:
         for item, title in bundle.find(options.find)[: options.k]:
-            print(f"{item}\t{title}")
+            print(item if title == item else f"{item}\t{title}")
         return
     if not options.history:
         raise ValueError("give --history ID,ID,... (oldest first), or --find TEXT to look up ids by title")
@@ -116,7 +116,7 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
         return
     for place, answer in enumerate(answers, 1):
-        print(f"{place:3}  {answer.score:8.4f}  {answer.item}  {answer.title}")
+        print(f"{place:3}  {answer.score:8.4f}  {answer.item}" + (f"  {answer.title}" if answer.title != answer.item else ""))
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> None:
