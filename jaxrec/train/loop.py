@@ -55,15 +55,9 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     iterator = batches.iterate()
 
     # --- Restore, or start.
-    tables = {name: artifact.get() for name, artifact in experiment.tables.items()}
-    progress: dict[str, Any] = {"best": None, "best_step": 0, "stale": 0, "metric": ""}
-    if checkpoints.latest_step() is not None:
-        placed = fill(runner.read(runner.start()).params, tables) if tables else None
-        state, progress = checkpoints.restore(runner.abstract, placed)
+    state, progress = resume(experiment, runner, checkpoints, batches)
+    if "data" in progress:
         iterator.set_state(progress["data"])
-        state = runner.place(state)
-    else:
-        state = begin(experiment, runner, tables, batches)
     done = int(runner.read(state).step)
     log = Log(workdir, experiment.steps, done=done, per_step=data.batch * data.histories_per_row(), quiet=not first)
     log.note(
@@ -95,17 +89,12 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
                 log.report(done, means)
                 values |= means
 
-            # --- Evaluate: the first value of the first evaluator decides what is best.
+            # --- Evaluate.
             if due_eval:
-                params = gathered(runner.read(state).params)
-                measured = {name: float(value) for evaluator in experiment.evals for name, value in evaluator(method, params, data)}
+                measured = evaluate(experiment, runner.read(state).params)
                 log.report(done, measured)
                 values |= measured
-                metric, value = next(iter(measured.items()))
-                better = progress["best"] is None or value > progress["best"]
-                progress |= {"metric": metric, "stale": 0 if better else progress["stale"] + 1}
-                if better:
-                    progress |= {"best": value, "best_step": done}
+                if judge(progress, measured, done):
                     checkpoints.save_best(runner.read(state).params, done)
                 stop = bool(experiment.patience) and progress["stale"] >= experiment.patience
 
@@ -124,6 +113,32 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
         raise KeyboardInterrupt
     best = {} if progress["best"] is None else {f"best_{progress['metric']}": progress["best"], "best_step": progress["best_step"]}
     return {**values, **best, "step": done}
+
+
+def resume(experiment: Experiment, runner: Runner, checkpoints: Checkpoints, batches: Any) -> tuple[State, dict[str, Any]]:
+    """(state on the devices, progress): those of the newest checkpoint, else of a beginning."""
+    tables = {name: artifact.get() for name, artifact in experiment.tables.items()}
+    if checkpoints.latest_step() is None:
+        return begin(experiment, runner, tables, batches), {"best": None, "best_step": 0, "stale": 0, "metric": ""}
+    placed = fill(runner.read(runner.start()).params, tables) if tables else None
+    state, progress = checkpoints.restore(runner.abstract, placed)
+    return runner.place(state), progress
+
+
+def evaluate(experiment: Experiment, params: Tree) -> dict[str, float]:
+    """The values of all evaluators, in their order."""
+    whole = gathered(params)
+    return {name: float(value) for evaluator in experiment.evals for name, value in evaluator(experiment.method, whole, experiment.data)}
+
+
+def judge(progress: dict[str, Any], measured: dict[str, float], step: int) -> bool:
+    """Whether this evaluation is the best so far, by the first value of the first evaluator; notes it in `progress`."""
+    metric, value = next(iter(measured.items()))
+    better = progress["best"] is None or value > progress["best"]
+    progress |= {"metric": metric, "stale": 0 if better else progress["stale"] + 1}
+    if better:
+        progress |= {"best": value, "best_step": step}
+    return better
 
 
 def begin(experiment: Experiment, runner: Runner, tables: dict[str, np.ndarray], batches: Any) -> State:
