@@ -34,7 +34,10 @@ def load(name: str) -> list[dict[str, Any]]:
 
 def replaced(text: str, section: str, table: str) -> str:
     """`text` with what stands between the section's markers replaced."""
-    return re.sub(rf"(<!-- {section}: [^\n]*-->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{table}{found[2]}", text, flags=re.DOTALL)
+    new, places = re.subn(rf"(<!-- {section}: [^\n]*-->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{table}{found[2]}", text, flags=re.DOTALL)
+    if places != 1:
+        raise ValueError(f"README.md has {places} places for the {section} table, expected one, between <!-- {section}: ... --> and <!-- end -->")
+    return new
 
 
 def paper(method: str) -> str:

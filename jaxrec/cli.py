@@ -29,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         declare(command)
         command.set_defaults(function=function)
     if arguments[:1] and arguments[0] in OVERRIDABLE and {"-h", "--help"} & set(arguments) and not any(a.endswith(".py") for a in arguments):
-        commands.choices[arguments[0]].print_help()  # with an experiment's file, its fields are listed as well
+        commands.choices[arguments[0]].print_help()
         return
+    if arguments[:1] and arguments[0] in OVERRIDABLE and {"-h", "--help"} & set(arguments):
+        print(commands.choices[arguments[0]].format_help())  # then, from the file, the fields of the experiment
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command not in OVERRIDABLE:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -111,7 +113,10 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
         return
     if not options.history:
         raise ValueError("give --history ID,ID,... (oldest first), or --find TEXT to look up ids by title")
-    answers = bundle.recommend([options.history.split(",")], options.k, keep_seen=options.keep_seen, exact=options.exact)[0]
+    history = [item.strip() for item in options.history.split(",")]
+    users = [options.user] if options.user else None
+    times = [[float(time) for time in options.times.split(",")]] if options.times else None
+    answers = bundle.recommend([history], options.k, keep_seen=options.keep_seen, exact=options.exact, users=users, times=times)[0]
     if options.json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
         return
@@ -157,6 +162,8 @@ def _experiment(options: argparse.Namespace, rest: list[str]) -> Experiment:
 
     from jaxrec.experiment import Experiment, load
 
+    if not options.experiment.endswith(".py"):
+        raise ValueError(f"{options.experiment!r} is no experiment file; put the .py file first: jaxrec {options.command} FILE --method.dim 128")
     experiment = load(options.experiment)
     if options.smoke:
         experiment = experiment.smoked()
@@ -217,6 +224,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="DIR", help="what `jaxrec export` wrote")
     parser.add_argument("--history", default="", metavar="ID,ID,...", help="the items so far, oldest first")
+    parser.add_argument("--times", default="", metavar="T,T,...", help="seconds since 1970 of each item, for a model that uses times")
+    parser.add_argument("--user", default="", metavar="ID", help="for a model that uses features of users")
     parser.add_argument("--find", default="", metavar="TEXT", help="list items whose title contains TEXT")
     parser.add_argument("-k", type=int, default=10, help="how many items")
     parser.add_argument("--keep-seen", action="store_true", help="items of the history may be recommended again")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxrec.artifact import Artifact
+from jaxrec.data.features import tables
 from jaxrec.data.sequences import Sequences
 from jaxrec.method import Actor, Method, bind
 from jaxrec.optimizer import Adam
@@ -42,7 +43,7 @@ class Experiment:
       optimizer: with its schedule.
       evals: run on validation every `eval_every` steps; the first value of the first one decides which checkpoint is best.
       layout: mesh, sharding rules, jit or pmap.
-      tables: parameter name -> artifact that fills it (frozen arrays from data).
+      tables: parameter name -> artifact that fills it (frozen arrays from data). The columns of the method's features need no mention.
       init_from: parameter prefix -> artifact or run folder whose parameters start it.
       accumulate: microbatches that one batch is split into; gradients are exact.
       dispatch: steps per call of the compiled program; more helps where steps are tiny.
@@ -88,8 +89,9 @@ class Experiment:
             raise ValueError(f"{type(self.method).__name__} makes its own batches; accumulate={self.accumulate} is not supported for it")
 
     def resolve(self) -> Experiment:
-        """The same experiment with the method's `FROM_DATA` fields filled in."""
-        return dataclasses.replace(self, method=bind(self.method, self.data.info()))
+        """The same experiment with the method's `FROM_DATA` fields filled in, and a table from the data for every feature that has none."""
+        named = {table for feature in getattr(self.method, "features", ()) for table in tables(self.data.source, feature.name, of=feature.of).items()}
+        return dataclasses.replace(self, method=bind(self.method, self.data.info()), tables=dict(sorted(named, key=lambda pair: pair[0])) | dict(self.tables))
 
     def smoked(self) -> Experiment:
         """A few steps on synthetic data of the same form: does it run at all?"""
@@ -155,6 +157,22 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch", "name", "smoke")
+"""Fields that may change between the start of a run and its continuation; the rest decide the result."""
+
+
+def identify(experiment: Experiment) -> dict[str, Any]:
+    """What a run is: its fields, and the content of the data and tables behind them, which a path does not tell."""
+    tables = {name: table.fingerprint() for name, table in experiment.tables.items()}
+    return {**describe(experiment), "content": {"data": experiment.data.source.fingerprint(), "tables": tables}}
+
+
+def changes(before: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Where an experiment differs from what `identify` said of a run, in what decides the result; one line each."""
+    lines = [line for line in differences(before, identify(experiment)) if line.split(".")[0].split(":")[0] not in FREE]
+    return [f"{line} (a data file, or what it is read with, has changed)" if line.startswith("content.") else line for line in lines]
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -165,6 +165,9 @@ def bind(method: M, info: Mapping[str, Any]) -> M:
         if name not in info["columns"]:
             raise ValueError(f"the data has no column {name!r}; it has {', '.join(info['columns']) or 'none'}")
         known = info["columns"][name]
+        for what in ("kind", "of"):
+            if what in known and (asked := getattr(method, what, known[what])) != known[what]:
+                raise ValueError(f"Feature({name!r}) says {what}={asked!r}, but the column is {known[what]!r}; write {what}={known[what]!r}")
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         value = getattr(method, field.name)
         if isinstance(value, int) and not isinstance(value, bool) and value == FROM_DATA:

@@ -159,4 +159,7 @@ def relative_times(interactions: Interactions) -> np.ndarray | None:
     """[E] int32 seconds since the first event of the data set, or None without times."""
     if interactions.times is None:
         return None
-    return (interactions.times - interactions.times.min()).astype(np.int32)
+    seconds = interactions.times - interactions.times.min()
+    if seconds.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"the events span {seconds.max() / 31_556_952:.0f} years, more than 68; are some times in milliseconds, or 0 where unknown?")
+    return seconds.astype(np.int32)

@@ -30,10 +30,13 @@ class NextItemRetrieval(Evaluator):
         examples = _validation(data)
         ranks = rank(method, params, examples, items=data.info()["items"], length=data.length)
         chosen = ranks.removed[ranks.removed > 0] if self.seen_removed else ranks.kept
+        if not len(chosen):
+            raise ValueError("validation asks nobody: no user has events on both sides of the cut; use LeaveOneOut(), or larger shares of TimeSplit")
         means = {name: float(values.mean()) for name, values in measure(chosen).items()}
         if self.metric not in means:
             raise ValueError(f"metric {self.metric!r} is not measured; choose one of {', '.join(means)}")
-        yield from sorted(((f"validation {name}", value) for name, value in means.items() if name[-2:] == "10"), key=lambda pair: self.metric not in pair[0])
+        for name in [self.metric, *(name for name in means if name.endswith("@10") and name != self.metric)]:
+            yield f"validation {name}", means[name]
 
 
 @functools.lru_cache(maxsize=2)

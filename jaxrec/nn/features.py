@@ -54,7 +54,7 @@ class FeatureEncoder:
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids [...] of rows -> [..., D]."""
-        rows = jnp.take(self.table, ids, axis=0)  # [..., width]
+        rows = jnp.take(self.table, ids, axis=0, mode="fill", fill_value=0)  # [..., width]; an id beyond it (BERT4Rec's mask) has none
         if self.projection is not None:
             return self.projection(rows.astype(self.projection.kernel.dtype))
         assert self.codes is not None

@@ -43,6 +43,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     The share is rounded to 1/256: eight random bits decide an entry, and one 32-bit word four of them.
     """
     kept = 256 - round(rate * 256)
+    if not 0 < kept <= 256:
+        raise ValueError(f"dropout={rate} must be at least 0 and below 1")
     if key is None or kept == 256:
         return x
     words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)  # asked for uint8, jax would hash a word for each

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from jaxrec.artifact import Artifact
 from jaxrec.evals.retrieval import Ranks, rank
-from jaxrec.experiment import Experiment, describe, differences
+from jaxrec.experiment import Experiment, changes, describe
 from jaxrec.method import Baseline
 from jaxrec.methods.sequential.item_knn import ItemKNN
 from jaxrec.methods.sequential.last_item import LastItem
@@ -18,7 +18,7 @@ from jaxrec.methods.sequential.markov import Markov
 from jaxrec.methods.sequential.popularity import Popularity
 from jaxrec.param import Tree, abstract, unflatten
 from jaxrec.train.checkpoint import read_params
-from jaxrec.train.loop import FREE, train
+from jaxrec.train.loop import train
 
 BASELINES: tuple[Baseline, ...] = (Popularity(), LastItem(), Markov(), ItemKNN())
 """What every model is held against, always."""
@@ -35,7 +35,7 @@ def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, i
     path = workdir / "experiment.json"
     if not path.exists():
         raise FileNotFoundError(f"there is no run in {workdir}; train first: jaxrec train experiments/{experiment.name}.py")
-    changed = [line for line in differences(json.loads(path.read_text()), describe(experiment)) if line.split(".")[0].split(":")[0] not in FREE]
+    changed = changes(json.loads(path.read_text()), experiment)
     if changed:
         raise ValueError(
             f"{workdir} was trained with another configuration (was -> asked for):\n  "
@@ -52,6 +52,8 @@ def evaluate_run(experiment: Experiment, workdir: Path, split: Literal["validati
     """Where a trained run ranks each target; kept beside the run as `ranks_<split>.npz` for `compare`."""
     experiment, params, _ = load_run(experiment, workdir)
     data = experiment.data
+    if not len(data.examples(split)):
+        raise ValueError(f"the {split} split asks nobody: no user has events on both sides of the cut; use LeaveOneOut(), or larger shares of TimeSplit")
     ranks = rank(experiment.method, params, data.examples(split), items=data.info()["items"], length=data.length)  # type: ignore[arg-type]
     ranks.save(workdir / f"ranks_{split}.npz")
     return ranks

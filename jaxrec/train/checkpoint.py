@@ -133,6 +133,8 @@ def fill(params: Tree, tables: Mapping[str, Any]) -> Tree:
             raise ValueError(f"the model has no parameter {name!r} to fill; it has {', '.join(leaves)}")
         if leaves[name].shape != value.shape:
             raise ValueError(f"parameter {name!r} has shape {leaves[name].shape}, the table for it {value.shape}")
+        if jax.numpy.issubdtype(leaves[name].dtype, jax.numpy.integer) and not jax.numpy.issubdtype(value.dtype, jax.numpy.integer):
+            raise ValueError(f"parameter {name!r} holds integers, the table for it {value.dtype}; is the column numeric?")
         leaves[name] = jax.device_put(jax.numpy.asarray(value, leaves[name].dtype), leaves[name].sharding)
     return unflatten(params, leaves)
 

@@ -16,15 +16,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxrec.artifact import locked, write_atomically
-from jaxrec.experiment import Experiment, describe, differences
+from jaxrec.experiment import Experiment, changes, identify
 from jaxrec.method import Starter
 from jaxrec.param import Tree, count
 from jaxrec.train.checkpoint import Checkpoints, fill, start_from
 from jaxrec.train.log import Log
 from jaxrec.train.step import Runner, State, make_runner
-
-FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch", "name", "smoke")
-"""Fields that may change between the start of a run and its continuation; the rest decide the result."""
 
 
 def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
@@ -161,10 +158,8 @@ def claim(experiment: Experiment, workdir: Path) -> None:
       ValueError: names each field that differs, with both values.
     """
     path = workdir / "experiment.json"
-    now = describe(experiment)
     if path.exists():
-        before = json.loads(path.read_text())
-        changed = [line for line in differences(before, now) if line.split(".")[0].split(":")[0] not in FREE]
+        changed = changes(json.loads(path.read_text()), experiment)
         if changed:
             raise ValueError(
                 f"{workdir} holds another run; these fields differ:\n  "
@@ -172,7 +167,7 @@ def claim(experiment: Experiment, workdir: Path) -> None:
                 + "\nUse the old values to continue it, or another --workdir to start anew."
             )
     if jax.process_index() == 0:
-        write_atomically(path, json.dumps(now, indent=1))
+        write_atomically(path, json.dumps(identify(experiment), indent=1))
 
 
 def gathered(params: Tree) -> Tree:

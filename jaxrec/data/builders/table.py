@@ -28,6 +28,7 @@ class Table(Source):
       rating: column of ratings; "" gives none.
       title: column of the items file that holds the items' titles.
       item_id: column of the items file that holds their ids; "" takes the name in `item`.
+      categorical: columns of the items file whose numbers are codes, not quantities.
       min_user, min_item: keep users and items with at least so many events, repeated until both hold (the k-core).
       min_rating: keep events rated at least so high, before counting.
     """
@@ -43,6 +44,7 @@ class Table(Source):
     min_user: int = 0
     min_item: int = 0
     min_rating: float = 0.0
+    categorical: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.min_user < 0 or self.min_item < 0:
@@ -93,11 +95,15 @@ class Table(Source):
         ids, position = file.ids(key)  # [R]
         file.refuse(repeated(position), lambda row: f"item {ids[position[row]]!r} appears a second time; each item must have one row")
         rows = np.argsort(position)
+        if unknown := set(self.categorical) - set(file.table.column_names):
+            raise ValueError(f"{self.items_path} has no column {', '.join(sorted(unknown))}, named in categorical; it has {', '.join(file.table.column_names)}")
         fields = {}
         for name in file.table.column_names:
             if name not in (key, self.title):
                 column = file.values(name)
                 fields[name] = [column[row] for row in rows]
+                if name in self.categorical:
+                    fields[name] = [None if value is None else str(value) for value in fields[name]]
         if self.title in file.table.column_names or self.title != Table.title:  # a title column that was asked for must exist
             titles = file.column(self.title).to_pylist()
             fields["title"] = [str(titles[row] if titles[row] is not None else "") for row in rows]
