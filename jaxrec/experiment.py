@@ -166,7 +166,8 @@ FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch
 def identify(experiment: Experiment) -> dict[str, Any]:
     """What a run is: its fields, and the content of the data and tables behind them, which a path does not tell."""
     tables = {name: table.fingerprint() for name, table in experiment.tables.items()}
-    return {**describe(experiment), "content": {"data": experiment.data.source.fingerprint(), "tables": tables}}
+    source = getattr(experiment.data, "source", None)  # data that is made up on the spot has nothing behind its fields
+    return {**describe(experiment), "content": {"data": source.fingerprint() if isinstance(source, Artifact) else None, "tables": tables}}
 
 
 def changes(before: Mapping[str, Any], experiment: Experiment) -> list[str]:
