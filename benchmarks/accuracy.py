@@ -52,7 +52,7 @@ def main() -> None:
         experiment = load(Path("experiments") / f"{name}.py")
         rows = [run(experiment, seed, options.refit) for seed in range(options.seeds)]
         label = name + (" refit" if options.refit else "")
-        record("accuracy", results(label, type(experiment.method).__name__, rows, PUBLISHED.get(name)))
+        record("accuracy", results(label, type(experiment.method).__name__, rows, PUBLISHED.get(label)))  # a refit is compared with nothing
         for baseline, ranks in baseline_ranks(dataclasses.replace(experiment.data, refit=options.refit), "test").items():
             dataset = name.split("_", 1)[1] + (" refit" if options.refit else "")
             record("accuracy", results(f"{baseline} {dataset}", baseline, [summarise(ranks)], None))
