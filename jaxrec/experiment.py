@@ -28,6 +28,9 @@ from jaxrec.sharding import Layout
 class Evaluator:
     """Measures a trained system: `(method, params, data) -> (name, value)` pairs, run every `eval_every` steps on validation."""
 
+    def check(self, data: Any) -> None:
+        """Raises ValueError, before any work starts, for what can never be measured on this data."""
+
     def __call__(self, method: Any, params: Any, data: Any) -> Iterable[tuple[str, float]]:
         raise TypeError(f"{type(self).__name__} does not evaluate")
 

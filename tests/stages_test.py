@@ -92,6 +92,13 @@ def test_a_split_that_asks_nobody_says_so(shop, tmp_path):
     experiment = dataclasses.replace(shop, data=dataclasses.replace(shop.data, split=TimeSplit(0.1, 0.1)), evals=(NextItemRetrieval(),))
     with pytest.raises(ValueError, match="validation asks nobody"):
         train(experiment, tmp_path / "run")
+    assert not (tmp_path / "run" / "experiment.json").exists()  # before any work
+
+
+def test_an_unknown_metric_is_refused_before_work_starts(shop, tmp_path):
+    with pytest.raises(ValueError, match="metric 'NDCG@7' is not measured; choose one of Recall@5"):
+        train(dataclasses.replace(shop, evals=(NextItemRetrieval(metric="NDCG@7"),)), tmp_path / "run")
+    assert not (tmp_path / "run" / "experiment.json").exists()
 
 
 def test_baselines_are_counted_once_and_see_the_same_questions(shop):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from jaxrec.data.examples import Examples
 from jaxrec.evals.report import measure
 from jaxrec.evals.retrieval import rank
@@ -25,16 +27,21 @@ class NextItemRetrieval(Evaluator):
     metric: str = "NDCG@10"
     seen_removed: bool = False
 
+    def check(self, data: Any) -> None:
+        known = list(measure(np.ones(1, int)))
+        if self.metric not in known:
+            raise ValueError(f"metric {self.metric!r} is not measured; choose one of {', '.join(known)}")
+        if not len(_validation(data)):
+            raise ValueError("validation asks nobody: no user has events on both sides of the cut; use LeaveOneOut(), or larger shares of TimeSplit")
+
     def __call__(self, method: Any, params: Any, data: Any) -> Iterator[tuple[str, float]]:
         """Yields ("validation NDCG@10", 0.04) and so on."""
         examples = _validation(data)
         ranks = rank(method, params, examples, items=data.info()["items"], length=data.length)
         chosen = ranks.removed[ranks.removed > 0] if self.seen_removed else ranks.kept
         if not len(chosen):
-            raise ValueError("validation asks nobody: no user has events on both sides of the cut; use LeaveOneOut(), or larger shares of TimeSplit")
+            raise ValueError("seen_removed=True leaves nobody to ask: every validation target is an item that the user had seen")
         means = {name: float(values.mean()) for name, values in measure(chosen).items()}
-        if self.metric not in means:
-            raise ValueError(f"metric {self.metric!r} is not measured; choose one of {', '.join(means)}")
         for name in [self.metric, *(name for name in means if name.endswith("@10") and name != self.metric)]:
             yield f"validation {name}", means[name]
 

@@ -42,6 +42,8 @@ def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
 
 def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     # --- What is this run?
+    for evaluator in experiment.evals:
+        evaluator.check(experiment.data)
     claim(experiment, workdir)
     method, data = experiment.method, experiment.data
     first = jax.process_index() == 0
