@@ -48,7 +48,7 @@ def test_more_probes_find_more_and_all_of_them_everything(data):
     ids, vectors, queries = data
     expected = ExactIndex(ids, vectors).search(queries, 10)[0]
     found = [recall(ScannIndex(ids, vectors, exact_below=500, leaves=20, probes=p, reorder=N).search(queries, 10)[0], expected) for p in (1, 5, 20)]
-    assert found[0] < found[1] < found[2] == 1
+    assert found[0] < found[2] == 1 and found[0] <= found[1]  # ScaNN's partition is random: five leaves may happen to hold everything
 
 
 @needs_scann
