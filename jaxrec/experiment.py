@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxrec.artifact import Artifact
-from jaxrec.data.features import tables
 from jaxrec.data.sequences import Sequences
 from jaxrec.method import Actor, Method, bind
 from jaxrec.optimizer import Adam
@@ -46,7 +47,7 @@ class Experiment:
       optimizer: with its schedule.
       evals: run on validation every `eval_every` steps; the first value of the first one decides which checkpoint is best.
       layout: mesh, sharding rules, jit or pmap.
-      tables: parameter name -> artifact that fills it (frozen arrays from data). The columns of the method's features need no mention.
+      tables: parameter name -> artifact that fills it (frozen arrays from data). The columns that the method uses need no mention.
       init_from: parameter prefix -> artifact or run folder whose parameters start it.
       accumulate: microbatches that one batch is split into; gradients are exact.
       dispatch: steps per call of the compiled program; more helps where steps are tiny.
@@ -92,16 +93,26 @@ class Experiment:
             raise ValueError(f"{type(self.method).__name__} makes its own batches; accumulate={self.accumulate} is not supported for it")
 
     def resolve(self) -> Experiment:
-        """The same experiment with the method's `FROM_DATA` fields filled in, and a table from the data for every feature that has none."""
-        named = {table for feature in getattr(self.method, "features", ()) for table in tables(self.data.source, feature.name, of=feature.of).items()}
-        return dataclasses.replace(self, method=bind(self.method, self.data.info()), tables=dict(sorted(named, key=lambda pair: pair[0])) | dict(self.tables))
+        """The same experiment with the method's `FROM_DATA` fields filled in, and a table from the data for every column that it uses."""
+        named = {f"features.{feature.name}.table": self.data.column(feature.name) for feature in getattr(self.method, "features", ())}
+        if hasattr(self.method, "sids"):
+            named["sids"] = self.data.column(self.method.sids.name)
+        return dataclasses.replace(self, method=bind(self.method, self.data.info()), tables=dict(sorted(named.items())) | dict(self.tables))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of all tables by parameter name; a table of several arrays gives `name.part` for each."""
+        loaded = {name: artifact.get() for name, artifact in self.tables.items()}
+        several = {f"{name}.{part}": array for name, table in loaded.items() if isinstance(table, Mapping) for part, array in table.items()}
+        return {name: table for name, table in loaded.items() if not isinstance(table, Mapping)} | several
 
     def smoked(self) -> Experiment:
         """A few steps on synthetic data of the same form: does it run at all?"""
         small = dataclasses.replace(
             self, data=self.data.smoke(), steps=4, dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
         )
-        small = override(small, {"method.features": ()}) if hasattr(small.method, "features") else small
+        if hasattr(small.method, "features"):  # the synthetic source has no columns but the computed ones
+            computed = {column.name for column in small.data.columns}
+            small = override(small, {"method.features": tuple(feature for feature in small.method.features if feature.name in computed)})
         return override(small, self.smoke)
 
 

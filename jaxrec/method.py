@@ -32,7 +32,7 @@ Batch = Mapping[str, Any]
 """
 
 FROM_DATA = -1
-"""The value of a field that the data knows (the number of items): `bind` fills it in by name from `data.info()`."""
+"""The value of a field that the data knows (the number of items): `bind` fills it in by name from `data.info()`. Of a tuple: `(FROM_DATA,)`."""
 
 M = TypeVar("M")
 
@@ -170,17 +170,22 @@ def bind(method: M, info: Mapping[str, Any]) -> M:
                 raise ValueError(f"Feature({name!r}) says {what}={asked!r}, but the column is {known[what]!r}; write {what}={known[what]!r}")
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         value = getattr(method, field.name)
-        if isinstance(value, int) and not isinstance(value, bool) and value == FROM_DATA:
+        if value == (FROM_DATA,) or (isinstance(value, int) and not isinstance(value, bool) and value == FROM_DATA):
             if field.name not in known:
                 raise ValueError(
                     f"{type(method).__name__}.{field.name} is to come from the data, which knows only {', '.join(known)}; set it in the experiment"
                 )
-            changes[field.name] = known[field.name]
+            changes[field.name] = _hashable(known[field.name])
         elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
             changes[field.name] = tuple(bind(part, info) for part in value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = bind(value, info)
     return dataclasses.replace(method, **changes)  # type: ignore[type-var]
+
+
+def _hashable(value: Any) -> Any:
+    """Lists as tuples: what data knows has come through JSON, and a method is static under `jit`."""
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
 def cast(params: Tree, dtype: Any) -> Tree:

@@ -1,10 +1,10 @@
-"""Feature tables: a column of the items or users as one array, row = id, for a model to look up."""
+"""Columns: what is known of each item or user as one array, row = id, for a model to look up."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,30 @@ from jaxrec.data.source import Source
 Kind = Literal["categorical", "numeric", "vector"]
 
 
-@dataclass(frozen=True)
-class FeatureTable(Artifact):
-    """A column as an array [rows, width]: categorical codes 1..size (0 = none), or standardised numbers (0 = unknown).
+class Column(Artifact):
+    """A column of the items or users: `get()` gives an array [rows, width], or several by name. Subclasses are frozen dataclasses.
 
-    Rows are ids: items 1..N with row 0 for padding, users 0..U-1. What a column is, its values say: text or lists of text are
-    categorical, numbers numeric, lists of numbers a vector.
+    Rows are ids: items 1..N with row 0 for padding, users 0..U-1. A source has columns of its own (`FeatureTable`); others are computed
+    (text vectors, semantic IDs) and reach a model through `Sequences.columns`, under their `name`.
+    """
+
+    name: str
+    of: Literal["item", "user"] = "item"
+
+    def info(self) -> dict[str, Any]:
+        """What a method may need to know before it sees the array, JSON-able: `of`, `kind`, `rows`, `width`, `size` and more."""
+        raise TypeError(f"{type(self).__name__} does not describe itself")
+
+    def smoke(self, source: Source) -> Column:
+        """A column of the same form over a small source, quick to build."""
+        raise TypeError(f"{type(self).__name__} has no miniature")
+
+
+@dataclass(frozen=True)
+class FeatureTable(Column):
+    """A source's own column: categorical codes 1..size (0 = none), or standardised numbers (0 = unknown).
+
+    What a column is, its values say: text or lists of text are categorical, numbers numeric, lists of numbers a vector.
 
     Attributes:
       source: whose column it is.
@@ -33,6 +51,13 @@ class FeatureTable(Artifact):
     source: Source
     column: str
     of: Literal["item", "user"] = "item"
+
+    @property
+    def name(self) -> str:  # type: ignore[override] - the column's own
+        return self.column
+
+    def info(self) -> dict[str, Any]:
+        return column_info(self.source.get())[self.column]
 
     def build(self, folder: Path) -> None:
         values = columns(self.source.get(), self.of)
@@ -106,6 +131,33 @@ def _parts(value: Any) -> Sequence[Any]:
     return [part for part in (value if isinstance(value, (list, tuple)) else [value]) if part is not None and part != ""]
 
 
-def tables(source: Source, *names: str, of: Literal["item", "user"] = "item") -> dict[str, FeatureTable]:
-    """`Experiment.tables` for the columns that a sequence model uses as features."""
-    return {f"features.{name}.table": FeatureTable(source, name, of) for name in names}
+@dataclass(frozen=True)
+class RandomVectors(Column):
+    """A random unit vector for each item: what a text vector is worth is what it gains over this one.
+
+    Attributes:
+      source: whose items.
+      width: of a vector.
+      name: of the column.
+      seed: of the vectors.
+    """
+
+    source: Source
+    width: int = 64
+    name: str = field(default="text", metadata={"fingerprint": False})
+    seed: int = 0
+
+    def info(self) -> dict[str, Any]:
+        return {"of": "item", "kind": "vector", "rows": len(self.source.get().items) + 1, "width": self.width, "size": 0}
+
+    def smoke(self, source: Source) -> RandomVectors:
+        return replace(self, source=source)
+
+    def build(self, folder: Path) -> None:
+        vectors = np.random.default_rng(self.seed).normal(size=(len(self.source.get().items) + 1, self.width))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors[0] = 0
+        np.save(folder / "vectors.npy", vectors.astype(np.float32))
+
+    def load(self, folder: Path) -> np.ndarray:
+        return np.load(folder / "vectors.npy", mmap_mode="r")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int, every_end: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cuts each history into windows of at most `length` predictions.
 
     A window of m events from `start` gives m - 1 pairs (event, next event). Windows are laid from the end of the history, so the most
@@ -18,6 +18,8 @@ def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int) -> tup
       begin, end: [U] each user's training events are begin..end - 1 of a flat array.
       length: most predictions of a window.
       stride: distance between the ends of windows; 0 = only the last window. `stride = length` makes every event a target once.
+      every_end: lay windows over the whole history, even where an earlier window has every pair already: with `stride = 1`, every event but
+        the first is the last of a window.
 
     Returns:
       user, start, predictions: [W] each.
@@ -26,7 +28,8 @@ def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int) -> tup
         raise ValueError(f"windows need length >= 1 and stride >= 0, got length={length}, stride={stride}")
     predictions = np.maximum(end - begin - 1, 0)
     extra = np.maximum(predictions - length, 0)
-    per_user = np.where(predictions > 0, 1 + (np.minimum(-(-extra // stride), (predictions - 1) // stride) if stride else 0), 0)
+    more = (predictions - 1) // stride if stride else np.zeros_like(predictions)
+    per_user = np.where(predictions > 0, 1 + (more if every_end or not stride else np.minimum(-(-extra // stride), more)), 0)
     user = np.repeat(np.arange(len(begin)), per_user)
     number = np.arange(len(user)) - np.repeat(np.cumsum(per_user) - per_user, per_user)
     last = end[user] - number * stride  # exclusive end of the window
@@ -34,13 +37,14 @@ def windows(begin: np.ndarray, end: np.ndarray, length: int, stride: int) -> tup
     return user, first, last - first - 1
 
 
-def pack(lengths: np.ndarray, capacity: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
+def pack(lengths: np.ndarray, capacity: int, seed: int = 0, most: int = 0) -> tuple[np.ndarray, np.ndarray, int]:
     """Lays segments into as few rows as best-fit-decreasing finds.
 
     Args:
       lengths: [W] of the segments, 1..capacity.
       capacity: tokens of a row.
       seed: of the order among equal lengths, so that rows do not group neighbours of the file.
+      most: segments of a row at most; 0 = any number.
 
     Returns:
       row: [W] the row of each segment; start: [W] its first column; rows: how many rows.
@@ -51,7 +55,7 @@ def pack(lengths: np.ndarray, capacity: int, seed: int = 0) -> tuple[np.ndarray,
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     row, start = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by the room left in them
-    rows = 0
+    rows, inside = 0, [0] * len(lengths)
     for index in order.tolist():
         need = int(lengths[index])
         room = next((free for free in range(need, capacity + 1) if open_rows[free]), 0)
@@ -60,7 +64,9 @@ def pack(lengths: np.ndarray, capacity: int, seed: int = 0) -> tuple[np.ndarray,
         else:
             number, room, rows = rows, capacity, rows + 1
         row[index], start[index] = number, capacity - room
-        open_rows[room - need].append(number)
+        inside[number] += 1
+        if inside[number] != most:
+            open_rows[room - need].append(number)
     return row, start, rows
 
 
@@ -74,6 +80,9 @@ def lay_out(
     predictions: np.ndarray,
     sequence: np.ndarray,
     times: np.ndarray | None,
+    *,
+    last: bool = False,
+    whole: bool = False,
 ) -> dict[str, np.ndarray]:
     """[rows, capacity] int32 arrays by batch key (history, target, segment, position, user, and time) of packed windows.
 
@@ -82,21 +91,27 @@ def lay_out(
       capacity: tokens of a row.
       user, first, predictions: of `windows`.
       sequence, times: the flat events that `first` points into.
+      last: only the last token of a segment has a target.
+      whole: segments have one token more, the last event itself, which has no target.
     """
+    size = predictions + whole
     by_place = np.lexsort((start, row))  # segments are numbered from the left within their row
     number = np.zeros(len(row), np.int64)
     sorted_row = row[by_place]
     begins = np.flatnonzero(np.r_[True, sorted_row[1:] != sorted_row[:-1]]) if len(row) else np.zeros(0, np.int64)
     number[by_place] = np.arange(len(row)) - np.repeat(begins, np.diff(np.r_[begins, len(row)])) + 1
-    offset = np.arange(predictions.sum()) - np.repeat(np.cumsum(predictions) - predictions, predictions)  # within each window
-    place = np.repeat(row * capacity + start, predictions) + offset
-    event = np.repeat(first, predictions) + offset
+    offset = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)  # within each window
+    place = np.repeat(row * capacity + start, size) + offset
+    event = np.repeat(first, size) + offset
+    asked = offset < np.repeat(predictions, size)
+    if last:
+        asked &= offset == np.repeat(predictions - 1, size)
     values = {
         "history": sequence[event],
-        "target": sequence[event + 1],
-        "segment": np.repeat(number, predictions),
+        "target": np.where(asked, sequence[np.minimum(event + 1, len(sequence) - 1)], 0),
+        "segment": np.repeat(number, size),
         "position": offset,
-        "user": np.repeat(user, predictions),
+        "user": np.repeat(user, size),
     }
     if times is not None:
         values["time"] = times[event]

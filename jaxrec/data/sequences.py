@@ -13,16 +13,20 @@ from jaxrec.artifact import Artifact
 from jaxrec.data.batches import Batches
 from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.data.examples import Examples
-from jaxrec.data.features import column_info
+from jaxrec.data.features import Column, FeatureTable, column_info
 from jaxrec.data.interactions import Interactions
 from jaxrec.data.packing import lay_out, pack, windows
 from jaxrec.data.source import Source
 from jaxrec.data.splits import LeaveOneOut, Split
 
+Form = Literal["next", "last", "stream"]
+
 
 @dataclass(frozen=True)
 class PackedRows(Artifact):
-    """The training histories of a source, packed once into memory-mapped rows. Fields as in `Sequences`; `capacity` = tokens of a row."""
+    """The training histories of a source, packed once into memory-mapped rows. Fields as in `Sequences`; `capacity` = items of a row."""
+
+    version = 2
 
     source: Source
     split: Split
@@ -31,17 +35,21 @@ class PackedRows(Artifact):
     stride: int
     packing: bool
     refit: bool
+    form: Form
+    segments: int
 
     def build(self, folder: Path) -> None:
         interactions = self.source.get()
         cuts = self.split.cuts(interactions)
         begin = interactions.offsets[:-1]
-        user, first, predictions = windows(begin, begin + (cuts.refit if self.refit else cuts.train), self.length, self.stride)
+        end = begin + (cuts.refit if self.refit else cuts.train)
+        last, whole = self.form == "last", self.form == "stream"
+        user, first, predictions = windows(begin, end, self.length, self.stride, every_end=last)
         if self.packing:
-            row, start, rows = pack(predictions, self.capacity)
+            row, start, rows = pack(predictions + whole, self.capacity, most=self.segments)
         else:
             row, start, rows = np.arange(len(user)), np.zeros(len(user), np.int64), len(user)
-        arrays = lay_out(row, start, rows, self.capacity, user, first, predictions, interactions.sequence, relative_times(interactions))
+        arrays = lay_out(row, start, rows, self.capacity, user, first, predictions, interactions.sequence, relative_times(interactions), last=last, whole=whole)
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array)
 
@@ -60,6 +68,11 @@ class Sequences:
       row: tokens of a packed row; 0 = the next multiple of 64 that holds `length`.
       packing: several histories in a row; without it each row is one history padded to `row` = `length`.
       stride: 0 trains on each history's last `length` items, as most papers do; more also on earlier windows, this far apart.
+      form: what a window asks: "next", at each item the next one; "last", only for its last item, from those before it (then `stride = 1`
+        makes an example of every event: sliding-window augmentation); "stream", as "next", and the window holds the last item as well, as
+        models that predict a token at a time need.
+      segments: windows that share a row at most; 0 = any number.
+      columns: computed columns of the items (text vectors, semantic IDs), beside those that the source has.
       split: what trains and what is asked.
       refit: train on validation as well, for a last run with everything fixed; validation then means nothing.
       seed: of the shuffles.
@@ -71,6 +84,9 @@ class Sequences:
     row: int = 0
     packing: bool = True
     stride: int = 0
+    form: Form = "next"
+    segments: int = 0
+    columns: tuple[Column, ...] = ()
     split: Split = dataclasses.field(default_factory=LeaveOneOut)
     refit: bool = False
     seed: int = 0
@@ -78,19 +94,25 @@ class Sequences:
     def __post_init__(self):
         if self.length < 1:
             raise ValueError(f"length={self.length}: a history needs at least 1 item")
-        if self.row and self.row < self.length:
-            raise ValueError(f"row={self.row} cannot hold a history of length={self.length}; make row at least {self.length}")
+        if self.row and self.row < self.longest:
+            raise ValueError(f"row={self.row} cannot hold a history of length={self.length}; make row at least {self.longest}")
+
+    @property
+    def longest(self) -> int:
+        """Items of the longest window."""
+        return self.length + (self.form == "stream")
 
     @property
     def capacity(self) -> int:
-        """Tokens of a row."""
+        """Items of a row."""
         if not self.packing:
-            return self.length
-        return self.row or -(-self.length // 64) * 64
+            return self.longest
+        return self.row or -(-self.longest // 64) * 64
 
     def rows(self) -> dict[str, np.ndarray]:
         """The packed training rows, by batch key."""
-        return PackedRows(self.source, self.split, self.length, self.capacity, self.stride, self.packing, self.refit).get()
+        parts = (self.length, self.capacity, self.stride, self.packing, self.refit, self.form, self.segments)
+        return PackedRows(self.source, self.split, *parts).get()
 
     def batches(self, process: int = 0, processes: int = 1) -> Batches:
         """The endless training batches of one process."""
@@ -98,9 +120,25 @@ class Sequences:
         return Batches({**rows, "mask": _Mask(rows["target"])}, self.batch, self.seed, process, processes)  # type: ignore[dict-item]
 
     def info(self) -> dict[str, Any]:
-        """What a method may take from the data: `items`, `users`, `length`, and the columns of items and users."""
+        """What a method may take from the data: `items`, `users`, `length`, `segments` (most of a row), and the columns of items and users."""
         interactions = self.source.get()
-        return {"items": len(interactions.items), "users": len(interactions.users), "length": self.length, "columns": column_info(interactions)}
+        return {
+            "items": len(interactions.items),
+            "users": len(interactions.users),
+            "length": self.length,
+            "segments": self.segments or (self.capacity if self.packing else 1),
+            "columns": column_info(interactions) | {column.name: column.info() for column in self.columns},
+        }
+
+    def column(self, name: str) -> Column:
+        """The artifact of a computed column, or of one of the source's own."""
+        computed = {column.name: column for column in self.columns}
+        if name in computed:
+            return computed[name]
+        known = column_info(self.source.get())
+        if name not in known:
+            raise ValueError(f"the data has no column {name!r}; it has {', '.join([*computed, *known]) or 'none'}")
+        return FeatureTable(self.source, name, known[name]["of"])
 
     def histories_per_row(self) -> float:
         """Mean number of histories that share a row."""
@@ -139,7 +177,8 @@ class Sequences:
 
     def smoke(self) -> Sequences:
         """The same data in miniature: a synthetic source with the same element spec, for tests of a few steps."""
-        return dataclasses.replace(self, source=Synthetic(users=64, items=50), batch=8)
+        small = Synthetic(users=64, items=50)
+        return dataclasses.replace(self, source=small, batch=8, columns=tuple(column.smoke(small) for column in self.columns))
 
 
 class _Mask:

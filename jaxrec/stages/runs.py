@@ -44,7 +44,7 @@ def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, i
         )
     spec = experiment.method.spec()
     leaves, step = read_params(workdir)
-    leaves |= {name: artifact.get() for name, artifact in experiment.tables.items()}
+    leaves |= experiment.arrays()
     return experiment, unflatten(abstract(spec), leaves), step
 
 
@@ -97,5 +97,4 @@ class Trained(Artifact):
         train(self.experiment, folder / "run")
 
     def load(self, folder: Path) -> dict[str, Any]:
-        tables = {name: artifact.get() for name, artifact in self.experiment.tables.items()}  # not stored with the run
-        return read_params(folder / "run")[0] | tables
+        return read_params(folder / "run")[0] | self.experiment.resolve().arrays()  # tables are not stored with the run

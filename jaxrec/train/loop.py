@@ -50,11 +50,12 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     batches = data.batches(jax.process_index(), jax.process_count())
     tx = experiment.optimizer.build(experiment.steps, method.spec())
     runner = make_runner(method, tx, experiment.layout, seed=experiment.seed, accumulate=experiment.accumulate, precision=experiment.precision)
-    checkpoints = Checkpoints(workdir, refill=experiment.tables)
+    tables = experiment.arrays()
+    checkpoints = Checkpoints(workdir, refill=tables)
     iterator = batches.iterate()
 
     # --- Restore, or start.
-    state, progress = resume(experiment, runner, checkpoints, batches)
+    state, progress = resume(experiment, runner, checkpoints, tables, batches)
     if "data" in progress:
         iterator.set_state(progress["data"])
     done = int(runner.read(state).step)
@@ -114,9 +115,8 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     return {**values, **best, "step": done}
 
 
-def resume(experiment: Experiment, runner: Runner, checkpoints: Checkpoints, batches: Any) -> tuple[State, dict[str, Any]]:
+def resume(experiment: Experiment, runner: Runner, checkpoints: Checkpoints, tables: dict[str, np.ndarray], batches: Any) -> tuple[State, dict[str, Any]]:
     """(state on the devices, progress): those of the newest checkpoint, else of a beginning."""
-    tables = {name: artifact.get() for name, artifact in experiment.tables.items()}
     if checkpoints.latest_step() is None:
         return begin(experiment, runner, tables, batches), {"best": None, "best_step": 0, "stale": 0, "metric": ""}
     placed = fill(runner.read(runner.start()).params, tables) if tables else None
