@@ -13,8 +13,11 @@ from jaxrec.artifact import write_atomically
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-MODULES = {"SASRec": "sasrec", "ESASRec": "esasrec", "HSTU": "hstu", "BERT4Rec": "bert4rec"}
-MODULES |= {"Popularity": "popularity", "LastItem": "last_item", "Markov": "markov", "ItemKNN": "item_knn"}
+MODULES = {"SASRec": "sequential.sasrec", "ESASRec": "sequential.esasrec", "HSTU": "sequential.hstu", "BERT4Rec": "sequential.bert4rec"}
+MODULES |= {"EnsRec": "sequential.ensrec", "TIGER": "generative.tiger", "TIGERDecoder": "generative.tiger_decoder"}
+MODULES |= {"Popularity": "sequential.popularity", "LastItem": "sequential.last_item", "Markov": "sequential.markov", "ItemKNN": "sequential.item_knn"}
+PROTOCOLS = ("seen kept, all targets", "seen removed, warm targets")  # as most papers, and as the strongest published numbers
+METRICS = ("Recall@10", "NDCG@10")
 
 
 def main() -> None:
@@ -42,23 +45,45 @@ def replaced(text: str, section: str, table: str) -> str:
 
 def paper(method: str) -> str:
     """What the first line of a method's file says about it."""
-    return (importlib.import_module(f"jaxrec.methods.sequential.{MODULES[method]}").__doc__ or "").splitlines()[0]
+    return (importlib.import_module(f"jaxrec.methods.{MODULES[method]}").__doc__ or "").splitlines()[0]
 
 
 def accuracy(results: list[dict[str, Any]]) -> str:
-    """The methods, and below them every measured row."""
+    """The methods, and below them a table per data set: a row per run, the two protocols side by side."""
     lines = ["| method | file | what it is |", "|---|---|---|"]
-    lines += [f"| {method} | `methods/sequential/{module}.py` | {paper(method)} |" for method, module in MODULES.items()]
+    lines += [f"| {method} | `methods/{module.replace('.', '/')}.py` | {paper(method)} |" for method, module in MODULES.items()]
     if results:
-        where = ", ".join(dict.fromkeys(f"{row['device']}, {row['date']}" for row in results))
-        lines += ["", f"Mean over seeds, and the 95 % bootstrap interval over users; {where}.", ""]
-        lines += ["| run | protocol | seeds | Recall@10 | NDCG@10 | published |", "|---|---|---|---|---|---|"]
+        devices = ", ".join(dict.fromkeys(row["device"] for row in results))
+        lines += ["", f"Recall@10 / NDCG@10, mean over seeds; behind ± half of the 95 % bootstrap interval over users. {devices}; {span(results)}.", ""]
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
     for row in results:
         run, protocol = row["name"].split(", ", 1)
-        cells = [f"{row['ours'][m]:.4f} [{row['interval'][m][0]:.4f}, {row['interval'][m][1]:.4f}]" for m in ("Recall@10", "NDCG@10")]
-        published = "" if row["peer"] is None else f"{row['peer']['Recall@10']:.4f} / {row['peer']['NDCG@10']:.4f}"
-        lines.append(f"| {run} | {protocol} | {len(row['seeds']['NDCG@10'])} | {cells[0]} | {cells[1]} | {published} |")
-    return "\n".join(lines) + "\n"
+        runs.setdefault(run, {})[protocol] = row
+    for dataset in dict.fromkeys(map(dataset_of, runs)):
+        lines += [f"| {dataset} | seeds | {' | '.join(PROTOCOLS)} | published |", "|---|---|---|---|---|"]
+        mine = {run: rows for run, rows in runs.items() if dataset_of(run) == dataset}
+        for run, rows in sorted(mine.items(), key=lambda pair: -pair[1][PROTOCOLS[1]]["ours"]["NDCG@10"]):
+            cells = [" / ".join(f"{rows[p]['ours'][m]:.4f} ±{half(rows[p]['interval'][m]):.4f}" for m in METRICS) for p in PROTOCOLS]
+            peer = rows[PROTOCOLS[1]]["peer"]
+            published = "" if peer is None else " / ".join(f"{peer[m]:.4f}" for m in METRICS)
+            lines.append(f"| {run} | {len(rows[PROTOCOLS[0]]['seeds']['NDCG@10'])} | {cells[0]} | {cells[1]} | {published} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def dataset_of(run: str) -> str:
+    """The data set of a run: "sasrec_beauty" and "Markov beauty" are of beauty, "sasrec_beauty refit" of beauty refit."""
+    return next(part for part in (run.split("_", 1), run.split(" ", 1)) if len(part) == 2)[1]
+
+
+def half(interval: list[float]) -> float:
+    return (interval[1] - interval[0]) / 2
+
+
+def span(results: list[dict[str, Any]]) -> str:
+    """When the results were measured."""
+    dates = sorted({row["date"] for row in results})
+    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
 
 
 def speed(results: list[dict[str, Any]]) -> str:

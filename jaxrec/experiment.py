@@ -94,9 +94,10 @@ class Experiment:
 
     def resolve(self) -> Experiment:
         """The same experiment with the method's `FROM_DATA` fields filled in, and a table from the data for every column that it uses."""
-        named = {f"features.{feature.name}.table": self.data.column(feature.name) for feature in getattr(self.method, "features", ())}
-        if hasattr(self.method, "sids"):
-            named["sids"] = self.data.column(self.method.sids.name)
+        wanted, given = getattr(self.method, "form", None), getattr(self.data, "form", None)
+        if wanted not in (None, given):
+            raise ValueError(f"{type(self.method).__name__} learns from rows of form {wanted!r}, but data.form is {given!r}; set data.form={wanted!r}")
+        named = {parameter: self.data.column(name) for parameter, name in columns_of(self.method).items()}
         return dataclasses.replace(self, method=bind(self.method, self.data.info()), tables=dict(sorted(named.items())) | dict(self.tables))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -108,7 +109,7 @@ class Experiment:
     def smoked(self) -> Experiment:
         """A few steps on synthetic data of the same form: does it run at all?"""
         small = dataclasses.replace(
-            self, data=self.data.smoke(), steps=4, dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
+            self, data=self.data.smoke(), steps=min(4, self.steps), dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
         )
         if hasattr(small.method, "features"):  # the synthetic source has no columns but the computed ones
             computed = {column.name for column in small.data.columns}
@@ -171,6 +172,17 @@ def describe(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def columns_of(method: Any, prefix: str = "") -> dict[str, str]:
+    """Parameter name -> the column that fills it, for a method and for the members of an ensemble."""
+    found = {f"{prefix}features.{feature.name}.table": feature.name for feature in getattr(method, "features", ())}
+    if hasattr(method, "sids"):
+        found[f"{prefix}sids"] = method.sids.name
+    if hasattr(method, "members"):
+        for name, member in zip(method.names, method.members, strict=True):
+            found |= columns_of(member, f"{prefix}{name}.")
+    return found
 
 
 FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch", "name", "smoke")

@@ -98,7 +98,13 @@ class Scorer:
 
 
 class Generator:
-    """Generates items: `generate(params, batch, key, beams=K) -> (ids [B, K, L], items [B, K], log_probs [B, K])`."""
+    """Generates items: `generate(params, batch, key, beams=K) -> (ids [B, K, L], items [B, K], log_probs [B, K])`.
+
+    Best first; item 0 (and log-probability -inf) where there are no more, or where an ID is no item's. A batch may hold lists of items [B, S], 0 =
+    padding: `deny`, never to be generated, and `allow`, the only ones. `beams` is how many an evaluation asks for.
+    """
+
+    beams: int
 
     def generate(self, params: Tree, batch: Batch, key: Array, *, beams: int) -> tuple[Array, Array, Array]:
         raise TypeError(f"{type(self).__name__} does not generate")

@@ -58,14 +58,22 @@ def make_mesh(layout: Layout, devices: Any = None) -> Mesh:
     """The mesh of a layout over `devices` (default: all).
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices; or no rule lays anything on an axis of several devices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices)
     names, sizes = zip(*layout.mesh, strict=True)
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or devices.size % known or (-1 not in sizes and known != devices.size):
         raise ValueError(f"mesh {dict(layout.mesh)} does not fit {devices.size} devices; its sizes must multiply to {devices.size}, and one may be -1")
-    return Mesh(devices.reshape([devices.size // known if size == -1 else size for size in sizes]), names)
+    mesh = Mesh(devices.reshape([devices.size // known if size == -1 else size for size in sizes]), names)
+    used = {target for _, target in layout.rules}
+    for name, size in mesh.shape.items():
+        if size > 1 and name not in used:  # each of its devices would repeat the others' work without a word
+            raise ValueError(
+                f"no rule lays anything on mesh axis {name!r}, so its {size} devices would all do the same work; the rules are "
+                f"{', '.join(f'{axis} -> {target}' for axis, target in layout.rules) or 'none'}; add a rule (TABLES has one for 'model'), or drop the axis"
+            )
+    return mesh
 
 
 def partition(axes: tuple[str | None, ...], shape: tuple[int, ...], layout: Layout, mesh: Mesh) -> NamedSharding:

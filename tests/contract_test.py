@@ -41,6 +41,13 @@ def prepared(name):
     return module, method, batch, params, objective
 
 
+def trainable(name):
+    """`prepared`, of methods that have something to train."""
+    if not count(prepared(name)[1].spec(), trainable=True):
+        pytest.skip("nothing to train")
+    return prepared(name)
+
+
 def with_junk(batch, seed):
     """The batch with a last row of weight zero, whose contents depend on the seed."""
     if "mask" not in batch:
@@ -68,7 +75,7 @@ class TestContract:
         assert count(method.spec()) == sum(leaf.size for leaf in jax.tree.leaves(params))
 
     def test_terms_are_finite_and_gradient_reaches_every_trainable_leaf(self, name):
-        module, _, batch, params, objective = prepared(name)
+        module, _, batch, params, objective = trainable(name)
         (value, loss), gradient = objective(params, with_junk(batch, seed=1), jax.random.key(1))
         assert np.isfinite(value) and all(np.isfinite(total) and weight > 0 for total, weight in loss.terms.values())
         exceptions = getattr(module, "NO_GRADIENT", ())
@@ -77,7 +84,7 @@ class TestContract:
             assert reached != any(part in path for part in exceptions), f"{path}: gradient {'reaches' if reached else 'does not reach'} it"
 
     def test_rows_of_weight_zero_change_nothing(self, name):
-        _, method, batch, params, objective = prepared(name)
+        _, method, batch, params, objective = trainable(name)
         if "mask" not in batch:
             pytest.skip("its examples have no mask")
         values, gradients = [], []
@@ -89,7 +96,7 @@ class TestContract:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), *gradients)
 
     def test_one_batch_can_be_overfitted_and_frozen_leaves_stay(self, name):
-        _, method, batch, _, _ = prepared(name)
+        _, method, batch, _, _ = trainable(name)
         if isinstance(method, Actor):
             pytest.skip("makes its own batches")
         tx = optax.adam(1e-2)

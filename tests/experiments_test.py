@@ -21,5 +21,6 @@ def test_experiment_runs_in_miniature(path, tmp_path):
     assert experiment.name == path.stem
     assert f"jaxrec train experiments/{path.name}" in (Path(path).read_text()), "its docstring gives the command"
     result = train(experiment.smoked(), tmp_path / "run")
-    assert result["step"] == 4
-    assert np.isfinite(result["loss"]) and 0 <= result["best_validation NDCG@10"] <= 1
+    assert result["step"] == min(4, experiment.steps)
+    assert 0 <= result["best_validation NDCG@10"] <= 1
+    assert not experiment.steps or np.isfinite(result["loss"])

@@ -17,7 +17,7 @@ def spec(axes, shape, layout):
 
 def test_a_mesh_takes_all_devices_that_remain():
     assert dict(make_mesh(Layout()).shape) == {"data": 8}
-    assert dict(make_mesh(Layout(mesh=(("data", -1), ("model", 2)))).shape) == {"data": 4, "model": 2}
+    assert dict(make_mesh(Layout(mesh=(("data", -1), ("model", 2)), rules=TABLES)).shape) == {"data": 4, "model": 2}
     assert dict(make_mesh(Layout(), jax.devices()[:2]).shape) == {"data": 2}
 
 
@@ -25,6 +25,20 @@ def test_a_mesh_takes_all_devices_that_remain():
 def test_a_mesh_that_does_not_fit_is_refused(mesh):
     with pytest.raises(ValueError, match="does not fit 8 devices; its sizes must multiply to 8, and one may be -1"):
         make_mesh(Layout(mesh=mesh))
+
+
+@pytest.mark.parametrize("mesh", [(("data", 4), ("model", 2)), (("data", 4), ("model", -1))])
+def test_an_axis_that_no_rule_uses_is_refused(mesh):
+    message = r"no rule lays anything on mesh axis 'model', so its 2 devices .* the rules are batch -> data; add a rule .*, or drop the axis"
+    with pytest.raises(ValueError, match=message):
+        make_mesh(Layout(mesh=mesh))
+    with pytest.raises(ValueError, match="no rule lays anything on mesh axis 'data', so its 8 devices .* the rules are none"):
+        make_mesh(Layout(rules=()))
+
+
+def test_an_unused_axis_of_one_device_is_no_harm():
+    assert dict(make_mesh(Layout(mesh=(("data", 8), ("model", 1)))).shape) == {"data": 8, "model": 1}
+    assert dict(make_mesh(Layout(mesh=(("data", 2), ("model", -1))), jax.devices()[:2]).shape) == {"data": 2, "model": 1}
 
 
 def test_each_rule_set_by_hand():

@@ -35,6 +35,13 @@ class Examples:
         """The whole history of one example, oldest first."""
         return self.sequence[self.offsets[index] : self.offsets[index + 1]]
 
+    def select(self, index: np.ndarray) -> Examples:
+        """Some of the examples, by their numbers."""
+        lengths = np.diff(self.offsets)[index]
+        event = np.repeat(self.offsets[index], lengths) + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        parts = (self.target[index], self.user[index], self.cold[index], None if self.time is None else self.time[event])
+        return Examples(self.sequence[event], np.r_[0, np.cumsum(lengths)], *parts)
+
     def batches(self, size: int, length: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches of exactly `size` examples in the vocabulary of `jaxrec.method.Batch`, histories cut to their last `length` items.
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from jaxrec.artifact import write_atomically
 from jaxrec.data.examples import Examples
-from jaxrec.method import Baseline, Encoder, Scorer
+from jaxrec.method import Baseline, Encoder, Generator, Scorer
 from jaxrec.param import Tree
 
 ANSWERS = ("target", "seen", "weight")  # what a batch of examples holds for the evaluation only: no system sees it
 
 
 ARRAYS = ("kept", "removed", "cold", "user", "target")  # of Ranks
+GENERATED = 128  # examples for which IDs are generated at once: a beam search holds the caches of all beams
 SAME = "rank both on the same examples"
 
 
@@ -102,7 +103,9 @@ def _some(users: np.ndarray) -> str:
     return f"{len(users)} user{'s' if len(users) > 1 else ''} ({', '.join(map(str, users[:5]))}{', ...' if len(users) > 5 else ''})"
 
 
-def rank(system: Encoder | Scorer | Baseline, params: Tree, examples: Examples, *, items: int, length: int, batch: int = 256) -> Ranks:
+def rank(
+    system: Encoder | Scorer | Generator | Baseline, params: Tree, examples: Examples, *, items: int, length: int, batch: int = 256, removed: bool = True
+) -> Ranks:
     """Ranks each example's target among all items 1..`items`.
 
     Ranks are pessimistic: 1 + the number of other items whose score is the target's or better. Were ties broken in the target's
@@ -111,15 +114,17 @@ def rank(system: Encoder | Scorer | Baseline, params: Tree, examples: Examples, 
 
     Args:
       system: an `Encoder` (inner products of its query and item vectors, in float32), a `Scorer` (of the whole catalogue: its batch has no
-        "item"; columns beyond `items` do not count) or a `Baseline`. Of several, the first.
+        "item"; columns beyond `items` do not count), a `Generator` (its own number of beams; a target that it does not generate is ranked last, so
+        only metrics @k with k <= beams say anything; seen items are removed by its deny-list) or a `Baseline`. Of several, the first.
       params: the system's parameters; of a Baseline, what `fit` returned.
       examples: what to ask.
       items: size of the catalogue; ids are 1..items, and column 0 never counts.
       length: histories are cut to their last `length` items; a Baseline sees all of them.
       batch: examples at a time.
+      removed: whether a Generator also searches with the seen items removed, which takes as long again; without it nobody is asked that.
 
     Raises:
-      TypeError: the system is none of the three.
+      TypeError: the system is none of the four.
       ValueError: targets or vectors or scores of a wrong shape or range, or scores that are not a number.
     """
     if len(examples) and not 1 <= examples.target.min() <= examples.target.max() <= items:
@@ -130,10 +135,13 @@ def rank(system: Encoder | Scorer | Baseline, params: Tree, examples: Examples, 
         batches = _ranks_of_encoder(system, params, examples, items, length, batch)
     elif isinstance(system, Scorer):
         batches = (_rank_by_scores(system, params, _inputs(b), b["target"], b["seen"], items) for b in examples.batches(batch, length))
+    elif isinstance(system, Generator):
+        asked = examples.batches(min(batch, GENERATED), length)
+        batches = (_rank_by_generation(system, params, _inputs(b), b["target"], b["seen"], items, removed) for b in asked)
     elif isinstance(system, Baseline):
         batches = _ranks_of_baseline(system, params, examples, items, batch)
     else:
-        raise TypeError(f"{type(system).__name__} cannot rank items: it is neither an Encoder nor a Scorer nor a Baseline")
+        raise TypeError(f"{type(system).__name__} cannot rank items: it is neither an Encoder nor a Scorer nor a Generator nor a Baseline")
     kept, removed, broken = np.concatenate([np.zeros((3, 0), np.int32), *jax.device_get(list(batches))], axis=1)[:, : len(examples)]
     if broken.any():
         raise ValueError(
@@ -191,6 +199,22 @@ def _rank_by_scores(system: Scorer, params: Tree, inputs: Any, target: jax.Array
     if scores.ndim != 2 or len(scores) != len(target) or scores.shape[1] <= items:
         raise ValueError(f"{type(system).__name__}.score gave {scores.shape} for {len(target)} examples; the whole catalogue is ({len(target)}, {items + 1})")
     return _place(scores, target, seen, items, jnp)
+
+
+@partial(jax.jit, static_argnames=("system", "items", "removed"))
+def _rank_by_generation(system: Generator, params: Tree, inputs: Any, target: jax.Array, seen: jax.Array, items: int, removed: bool) -> jax.Array:
+    """As `_place`, from the items that are generated."""
+
+    def place(extra: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, found, log_probs = system.generate(params, {**inputs, **extra}, jax.random.key(0), beams=system.beams)  # [B, K]
+        hit = found == target[:, None]
+        return jnp.where(hit.any(axis=1), 1 + hit.argmax(axis=1), items), jnp.isnan(log_probs).sum(axis=1)
+
+    kept, broken = place({})
+    if not removed:
+        return jnp.stack([kept, jnp.zeros_like(kept), broken]).astype(jnp.int32)
+    left, more = place({"deny": seen})
+    return jnp.stack([kept, jnp.where((seen == target[:, None]).any(axis=1), 0, left), broken + more]).astype(jnp.int32)
 
 
 def _one_vector(system: Encoder, kind: str, values: jax.Array, rows: int) -> jax.Array:

@@ -33,3 +33,10 @@ def standardise(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     x = x.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """v / |v| over the last axis, computed in float32; a zero vector stays one. [..., D] -> [..., D]."""
+    wide = vectors.astype(jnp.float32)
+    length = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(jnp.maximum(length, 1e-12))).astype(vectors.dtype)

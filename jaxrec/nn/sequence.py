@@ -24,7 +24,7 @@ class SequenceEncoder:
     x = item vector * sqrt(D) + position vector + user features; dropout; stack; layer norm.
     """
 
-    item: Embedding
+    item: Embedding | None  # None: an item is its features alone
     features: dict[str, FeatureEncoder]  # item features and user features by column name
     position: Embedding | None
     stack: Stack
@@ -45,11 +45,18 @@ class SequenceEncoder:
         rate: float,
         causal: bool,
         positions: bool = True,
+        ids: bool = True,
         features: tuple[Feature, ...] = (),
     ) -> SequenceEncoder:
-        """Declares `layers` of `block` over a table of `rows` vectors; `length` positions are learned if `positions`."""
+        """Declares `layers` of `block` over a table of `rows` vectors if `ids`; `length` positions are learned if `positions`.
+
+        Raises:
+          ValueError: items have neither vectors of their own nor features.
+        """
+        if not ids and not any(feature.of == "item" for feature in features):
+            raise ValueError('ids=False leaves an item only its features, and there are none; set features=(Feature("text", kind="vector"),), or ids=True')
         return cls(
-            item=Embedding.spec(rows, width),
+            item=Embedding.spec(rows, width) if ids else None,
             features={feature.name: FeatureEncoder.spec(feature, width) for feature in features},
             position=Embedding.spec(length, width) if positions else None,
             stack=Stack.spec(block, layers),
@@ -60,16 +67,16 @@ class SequenceEncoder:
         )
 
     def vectors(self, ids: jax.Array) -> jax.Array:
-        """Item vectors, used at the input and to score: the item's own vector plus its features. ids [...] -> [..., D]."""
-        vectors = self.item(ids)
-        for name, encoder in self.features.items():
-            if name not in self.user_features:
-                vectors = vectors + encoder(ids)
-        return vectors
+        """Item vectors, used at the input and to score: the item's own vector, if it has one, plus its features. ids [...] -> [..., D]."""
+        own = [] if self.item is None else [self.item(ids)]
+        first, *rest = own + [encoder(ids) for name, encoder in self.features.items() if name not in self.user_features]
+        return sum(rest, first)
 
     def table(self, rows: int) -> jax.Array:
         """[>= rows, D] the vectors of all items, row = id."""
-        return self.vectors(jnp.arange(rows)) if len(self.features) > len(self.user_features) else self.item.table
+        if self.item is None or len(self.features) > len(self.user_features):
+            return self.vectors(jnp.arange(rows))
+        return self.item.table
 
     def __call__(self, batch: Batch, key: jax.Array | None) -> jax.Array:
         """history, segment, position [B, T] (and user, time where used) -> [B, T, D]. Dropout only with a key."""
@@ -81,7 +88,7 @@ class SequenceEncoder:
         for name in self.user_features:
             x = x + self.features[name](batch["user"])
         first, rest = (None, None) if key is None else jax.random.split(key)
-        context = Context(segment, visible(segment, causal=self.causal), rest, batch.get("time"), self.causal)
+        context = Context(segment, visible(segment, causal=self.causal), rest, batch.get("time"), causal=self.causal)
         return self.norm(self.stack(dropout(x, self.rate, first), context))
 
 

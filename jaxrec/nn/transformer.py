@@ -71,8 +71,10 @@ class TransformerBlock:
     rate: float = struct.field(pytree_node=False)
 
     @classmethod
-    def spec(cls, width: int, heads: int, hidden: int, rate: float, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu) -> TransformerBlock:
-        return cls(LayerNorm.spec(width), Attention.spec(width, heads), LayerNorm.spec(width), FeedForward.spec(width, hidden, activation), rate)
+    def spec(
+        cls, width: int, heads: int, hidden: int, rate: float, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, head: int = 0
+    ) -> TransformerBlock:
+        return cls(LayerNorm.spec(width), Attention.spec(width, heads, head), LayerNorm.spec(width), FeedForward.spec(width, hidden, activation), rate)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
@@ -143,3 +145,10 @@ class Stack:
             return layer(x, own), None
 
         return jax.lax.scan(step, x, (jnp.arange(repeats), layers), unroll=repeats <= UNROLLED)[0]
+
+    def each(self, context: Context | None) -> list[tuple[Any, Context | None]]:
+        """The layers one by one, each with its own context, for parts that take more than one input."""
+        layers = [jax.tree.map(lambda leaf, n=number: leaf[n], self.layers) for number in range(self.repeats)]
+        if context is None or context.key is None:
+            return [(layer, context) for layer in layers]
+        return [(layer, dataclasses.replace(context, key=jax.random.fold_in(context.key, number))) for number, layer in enumerate(layers)]

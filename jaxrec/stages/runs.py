@@ -80,7 +80,7 @@ class BaselineRanks(Artifact):
 def baseline_ranks(data: Any, split: str) -> dict[str, Ranks]:
     """The ranks of every baseline by its name."""
     # A baseline sees no batches: what only shapes them must not make it be counted again.
-    plain = dataclasses.replace(data, batch=1, length=1, row=0, packing=True, stride=0, seed=0)
+    plain = dataclasses.replace(data, batch=1, length=1, row=0, packing=True, stride=0, form="next", segments=0, columns=(), seed=0)
     return {type(baseline).__name__: BaselineRanks(baseline, plain, split).get() for baseline in BASELINES}
 
 

@@ -72,6 +72,12 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     reported = saved = done
     stop, interrupted = bool(experiment.patience) and progress["stale"] >= experiment.patience, False
     with stopping() as stopped, contextlib.closing(checkpoints), contextlib.closing(log):
+        if not experiment.steps and checkpoints.latest_step() is None:  # nothing to train: where it starts is the result
+            if experiment.evals:
+                values = evaluate(experiment, runner.read(state).params)
+                judge(progress, values, done)
+                log.report(done, values)
+            checkpoints.save(runner.read(state), {**progress, "data": iterator.get_state()})
         while done < experiment.steps and not stop:
             burst = next_stop(done, experiment) - done
             state, metrics = runner.run(state, [next(iterator) for _ in range(burst)])

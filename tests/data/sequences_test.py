@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.features import RandomVectors
 from jaxrec.data.sequences import Sequences
 from jaxrec.data.splits import TimeSplit
 
@@ -119,3 +120,47 @@ def test_errors():
         Sequences(SOURCE, length=8, row=4)
     with pytest.raises(ValueError, match="split 'train': choose validation or test"):
         DATA.examples("train")
+
+
+def examples_of(rows):
+    """(user, history, target) of every asked token, the history from the start of its segment."""
+    found = []
+    for row, column in zip(*np.nonzero(rows["target"]), strict=True):
+        start = column - rows["position"][row, column]
+        found.append((int(rows["user"][row, column]), tuple(rows["history"][row, start : column + 1].tolist()), int(rows["target"][row, column])))
+    return sorted(found)
+
+
+def test_last_with_stride_one_makes_an_example_of_every_event_and_asks_once_a_window():
+    data = dataclasses.replace(DATA, form="last", stride=1, segments=5)
+    rows = data.rows()
+    wanted = [
+        (user, tuple(items[max(end - 8, 0) : end].tolist()), int(items[end])) for user, items in enumerate(histories()) for end in range(1, len(items) - 2)
+    ]
+    assert examples_of(rows) == sorted(wanted)
+    assert rows["segment"].max() == 5 == data.info()["segments"]
+    windows_of_a_row = rows["segment"].max(axis=1)
+    assert ((rows["target"] > 0).sum(axis=1) == windows_of_a_row).all()
+
+
+def test_a_stream_holds_the_last_item_too_and_asks_nothing_of_it():
+    data = dataclasses.replace(DATA, form="stream")
+    rows, plain = data.rows(), DATA.rows()
+    assert examples_of(rows) == examples_of(plain)
+    for user, items in enumerate(histories()):
+        inside = (rows["user"] == user) & (rows["segment"] > 0)
+        assert rows["history"][inside].tolist() == items[:-2][-9:].tolist()  # 8 targets, and the item before them
+    assert dataclasses.replace(data, packing=False).rows()["history"].shape[1] == 9
+    with pytest.raises(ValueError, match="row=8 cannot hold a history of length=8; make row at least 9"):
+        dataclasses.replace(data, row=8)
+
+
+def test_computed_columns_stand_beside_the_sources_own():
+    data = dataclasses.replace(DATA, columns=(RandomVectors(SOURCE, 5),))
+    assert set(data.info()["columns"]) == {"category", "price", "segment", "text"}
+    assert data.column("text").get().shape == (51, 5) and data.info()["columns"]["text"]["width"] == 5
+    assert data.column("category").get().shape == (51, 1) and data.column("segment").of == "user"
+    with pytest.raises(ValueError, match="no column 'colour'; it has text, category, price, segment"):
+        data.column("colour")
+    small = data.smoke()
+    assert small.column("text").get().shape == (51, 5)

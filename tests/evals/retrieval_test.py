@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrec.data.examples import Examples
 from jaxrec.evals.retrieval import Ranks, rank
-from jaxrec.method import Baseline, Encoder, Method, Scorer, Vectors
+from jaxrec.method import Baseline, Encoder, Generator, Method, Scorer, Vectors
 
 ITEMS, USERS, WIDTH = 30, 23, 4
 
@@ -39,6 +40,20 @@ class Table(Scorer):
     def score(self, params, batch):
         assert not {"item", "target", "seen", "weight"} & set(batch)
         return jnp.asarray(params)[batch["user"][:, 0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Best(Generator):
+    """The items of the highest scores by user, straight from a table, but those denied."""
+
+    beams: int = 7
+
+    def generate(self, params, batch, key, *, beams):
+        scores = jnp.asarray(params)[batch["user"][:, 0]].at[:, 0].set(-jnp.inf)
+        if "deny" in batch:
+            scores = jnp.where((jnp.arange(ITEMS + 1)[None, :, None] == batch["deny"][:, None]).any(-1), -jnp.inf, scores)
+        log_probs, items = jax.lax.top_k(scores, beams)
+        return items[..., None], jnp.where(jnp.isneginf(log_probs), 0, items), log_probs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,3 +223,13 @@ def test_different_questions_are_named():
         small().check_same_questions(small(cold=np.zeros(3, bool)), "A", "B")
     with pytest.raises(ValueError, match=r"different seen items for 1 user \(0\)"):
         small().check_same_questions(small(removed=np.array([2, 1, 7])), "A", "B")
+
+
+def test_a_generators_ranks_are_those_of_its_scores_as_far_as_its_beams_reach():
+    asked = examples()
+    scores = np.random.default_rng(5).normal(size=(USERS, ITEMS + 1)).astype(np.float32)
+    full, beams = rank(Table(), scores, asked, items=ITEMS, length=6), rank(Best(), scores, asked, items=ITEMS, length=6)
+    for name in ("kept", "removed"):
+        wanted = np.asarray(getattr(full, name))
+        np.testing.assert_array_equal(getattr(beams, name), np.where(wanted > Best().beams, ITEMS, wanted))
+    assert not rank(Best(), scores, asked, items=ITEMS, length=6, removed=False).removed.any()

@@ -22,7 +22,7 @@ from jaxrec.data.sequences import Sequences
 from jaxrec.experiment import Evaluator, Experiment
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.param import flatten
-from jaxrec.sharding import Layout
+from jaxrec.sharding import TABLES, Layout
 from jaxrec.train.checkpoint import Checkpoints, read_params
 from jaxrec.train.loop import next_stop, train
 from jaxrec.train.step import make_runner
@@ -168,7 +168,7 @@ def test_a_workdir_belongs_to_one_configuration(finished, capsys):
     with pytest.raises(ValueError, match=r"holds another run; these fields differ:\n  method.dim: 16 -> 32\n  seed: 0 -> 1\nUse the old values"):
         train(dataclasses.replace(SMALL, method=dataclasses.replace(SMALL.method, dim=32), seed=1), workdir)
     free = dataclasses.replace(
-        SMALL, log_every=1, save_every=3, eval_every=2, patience=9, dispatch=2, layout=Layout(mesh=(("data", 4), ("model", 2))), name="b"
+        SMALL, log_every=1, save_every=3, eval_every=2, patience=9, dispatch=2, layout=Layout(mesh=(("data", 4), ("model", 2)), rules=TABLES), name="b"
     )
     assert train(free, workdir)["step"] == 12
     assert train(SMALL, workdir)["step"] == 12
@@ -232,7 +232,7 @@ def test_a_run_continues_under_another_layout(way, finished, tmp_path):
     longer = dataclasses.replace(SMALL, save_every=6, evals=(Scripted(when=0, act=lambda _: signal.raise_signal(signal.SIGTERM)),), eval_every=5)
     with pytest.raises(KeyboardInterrupt):
         train(longer, tmp_path)
-    layout = Layout(mesh=(("data", 2), ("model", 4))) if way == "jit" else Layout(compile="pmap")
+    layout = Layout(mesh=(("data", 2), ("model", 4)), rules=TABLES) if way == "jit" else Layout(compile="pmap")
     assert train(dataclasses.replace(longer, layout=layout), tmp_path)["step"] == 12
     state, _ = state_of(longer, tmp_path)
     if way == "jit":  # under pmap the devices draw their own dropout

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxrec.method import Batch, Loss, Vectors
 from jaxrec.methods.sequential.next_item import NextItem, tiny_batch
-from jaxrec.nn.sequence import SequenceEncoder, last_state
+from jaxrec.nn.sequence import SequenceEncoder
 from jaxrec.nn.transformer import TransformerBlock
 
 
@@ -62,8 +62,7 @@ class BERT4Rec(NextItem):
         return items, jnp.where(only_last, last, anywhere) & (batch["mask"] > 0)
 
     def encode_query(self, params: SequenceEncoder, batch: Batch) -> Vectors:
-        state = last_state(params(self.appended(batch), None), self.appended(batch)["segment"])
-        return Vectors(state[:, None], jnp.ones((state.shape[0], 1), bool))
+        return super().encode_query(params, self.appended(batch))
 
     def appended(self, batch: Batch) -> Batch:
         """The histories with the mask token after the last item; the oldest item makes room where a row is full."""

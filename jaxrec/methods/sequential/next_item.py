@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec.method import FROM_DATA, Batch, Encoder, Loss, Method, Vectors
 from jaxrec.nn.features import Feature
+from jaxrec.nn.norm import unit
 from jaxrec.nn.sequence import SequenceEncoder, last_state
 from jaxrec.ops import losses, negatives
 from kernels.softmax_loss import softmax_loss
@@ -32,6 +33,8 @@ class NextItem(Method, Encoder):
       correction: logQ correction of the sampled softmax.
       gbce_t: calibration of gBCE, 0..1.
       features: side features of items and users.
+      ids: whether items have learned vectors of their own; without them an item is its features alone (a projected text vector, say).
+      temperature: 0 scores by inner products. Above 0 scores are cosines, and a loss sees them divided by it.
     """
 
     items: int = FROM_DATA
@@ -46,9 +49,15 @@ class NextItem(Method, Encoder):
     correction: bool = True
     gbce_t: float = 0.75
     features: tuple[Feature, ...] = ()
+    ids: bool = True
+    temperature: float = 0.0
 
     causal: ClassVar[bool] = True
     positions: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0, or 0 to score by inner products")
 
     def block(self) -> Any:
         """The spec of one layer."""
@@ -68,8 +77,13 @@ class NextItem(Method, Encoder):
             rate=self.dropout,
             causal=self.causal,
             positions=self.positions,
+            ids=self.ids,
             features=self.features,
         )
+
+    def compared(self, vectors: jax.Array) -> jax.Array:
+        """Vectors as their inner products score them: of unit length where scores are cosines. [..., D] -> [..., D]."""
+        return unit(vectors) if self.temperature else vectors
 
     def loss(self, params: SequenceEncoder, batch: Batch, key: jax.Array) -> Loss:
         encode, sample = jax.random.split(key)
@@ -78,14 +92,14 @@ class NextItem(Method, Encoder):
 
     def catalogue_loss(self, params: SequenceEncoder, hidden: jax.Array, target: jax.Array, mask: jax.Array, key: jax.Array) -> Loss:
         """The chosen loss of hidden states [B, T, D] against targets [B, T] with weights `mask` [B, T]."""
-        hidden = hidden.reshape(-1, hidden.shape[-1])  # [N, D]
+        hidden = self.compared(hidden.reshape(-1, hidden.shape[-1])) / (self.temperature or 1)  # [N, D]
         target, weight = target.reshape(-1), mask.reshape(-1).astype(jnp.float32)
         if self.loss_name == "softmax":
-            table = params.table(self.rows())
+            table = self.compared(params.table(self.rows()))
             total = softmax_loss(hidden, table, target, weight, valid=(1, self.items + 1))
             return Loss(terms={"loss": (total, jnp.sum(weight))})
         sampled = negatives.uniform(key, self.negatives, self.items)  # [K]
-        positive, negative = losses.pair_scores(hidden, params.vectors(target), params.vectors(sampled))
+        positive, negative = losses.pair_scores(hidden, self.compared(params.vectors(target)), self.compared(params.vectors(sampled)))
         hit = sampled[None] == target[:, None]
         if self.loss_name == "sampled_softmax":
             expected = jnp.full(self.negatives, losses.log_expected_uniform(self.negatives, self.items)) if self.correction else None
@@ -97,11 +111,11 @@ class NextItem(Method, Encoder):
 
     def encode_query(self, params: SequenceEncoder, batch: Batch) -> Vectors:
         state = last_state(params(batch, None), batch["segment"])
-        return Vectors(state[:, None], jnp.ones((state.shape[0], 1), bool))
+        return Vectors(self.compared(state)[:, None], jnp.ones((state.shape[0], 1), bool))
 
     def encode_item(self, params: SequenceEncoder, batch: Batch) -> Vectors:
         vectors = params.vectors(batch["item"])
-        return Vectors(vectors[:, None], jnp.ones((vectors.shape[0], 1), bool))
+        return Vectors(self.compared(vectors)[:, None], jnp.ones((vectors.shape[0], 1), bool))
 
 
 def tiny_batch(items: int = 30, length: int = 8, rows: int = 4) -> dict[str, np.ndarray]:

@@ -211,3 +211,86 @@ class TestFeatures:
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="heads=3 does not divide dim=16"):
         dataclasses.replace(sasrec.tiny()[0], heads=3).spec()
+
+
+@pytest.mark.parametrize("loss_name", ["softmax", "sampled_softmax", "bce", "gbce"])
+def test_with_a_temperature_every_loss_sees_cosines_divided_by_it(loss_name):
+    plain, params = made(sasrec, loss_name=loss_name)
+    random = np.random.default_rng(0)
+    hidden = jnp.asarray(random.normal(size=(2, 3, 16)), jnp.float32)
+    target, mask = jnp.asarray([[4, 7, 7], [1, 30, 2]]), jnp.asarray([[1.0, 1.0, 0.0], [1.0, 0.5, 1.0]])
+
+    def loss(method, table, hidden):
+        whole = dataclasses.replace(params, item=dataclasses.replace(params.item, table=table))
+        return method.catalogue_loss(whole, hidden, target, mask, jax.random.key(0)).terms["loss"][0]
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    cosine = dataclasses.replace(plain, temperature=0.07)
+    wanted, (table_gradient, gradient) = jax.value_and_grad(loss, (1, 2))(plain, unit(params.item.table), unit(hidden) / 0.07)
+    got, (got_table, got_hidden) = jax.value_and_grad(loss, (1, 2))(cosine, params.item.table, hidden)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+    def through_length(x, gradient):  # d unit(x) / d x projects on the tangent, divided by |x|
+        return (gradient - unit(x) * np.sum(unit(x) * gradient, -1, keepdims=True)) / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    np.testing.assert_allclose(got_table, through_length(params.item.table, table_gradient), atol=1e-4)
+    np.testing.assert_allclose(got_hidden, through_length(hidden, gradient / 0.07), atol=1e-4)
+
+
+def test_the_full_softmax_of_cosines_is_the_sampled_one_with_every_item_a_negative(monkeypatch):
+    method, params = made(sasrec, loss_name="softmax", temperature=0.1)
+    hidden, target = jax.random.normal(jax.random.key(1), (1, 5, 16)), jnp.asarray([[1, 2, 30, 4, 4]])
+    full = method.catalogue_loss(params, hidden, target, jnp.ones((1, 5)), jax.random.key(0)).terms["loss"][0]
+    unit = np.asarray(params.item.table[1:31], np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    scores = np.asarray(hidden[0], np.float64) @ unit.T / 0.1 / np.linalg.norm(hidden[0], axis=1, keepdims=True)
+    np.testing.assert_allclose(full, (np.log(np.exp(scores).sum(1)) - scores[np.arange(5), target[0] - 1]).sum(), rtol=1e-5)
+    monkeypatch.setattr("jaxrec.ops.negatives.uniform", lambda key, count, items: jnp.arange(1, items + 1))
+    sampled = dataclasses.replace(method, loss_name="sampled_softmax", negatives=30)
+    np.testing.assert_allclose(sampled.catalogue_loss(params, hidden, target, jnp.ones((1, 5)), jax.random.key(0)).terms["loss"][0], full, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec"])
+def test_with_a_temperature_vectors_are_of_unit_length(name):
+    method, params = made(ALL[name], temperature=0.05)
+    batch = pad_histories([np.array([3, 7, 9]), np.array([2])], 8)
+    for vectors in (method.encode_query(params, batch).values, method.encode_item(params, {"item": np.arange(31)}).values):
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="temperature=-1.0 must be above 0, or 0 to score by inner products"):
+        dataclasses.replace(method, temperature=-1.0)
+
+
+class TestItemsWithoutIds:
+    text = Feature("text", kind="vector", rows=31, width=6)
+
+    def made(self, module, **changes):
+        method, params = made(module, ids=False, features=(self.text,), **changes)
+        table = np.random.default_rng(0).normal(size=(31, 6)).astype(np.float32) * (np.arange(31) > 0)[:, None]
+        return method, dataclasses.replace(params, features={"text": dataclasses.replace(params.features["text"], table=jnp.asarray(table))})
+
+    def test_are_their_projected_features(self):
+        method, params = self.made(sasrec, temperature=0.05)
+        assert params.item is None and not [name for name in flatten(method.spec()) if name.startswith("item")]
+        wanted = np.asarray(params.features["text"].table) @ np.asarray(params.features["text"].projection.kernel)
+        np.testing.assert_allclose(params.vectors(jnp.arange(31)), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(method.encode_item(params, {"item": np.arange(1)}).values, np.zeros((1, 1, 16)))  # no text, no direction
+
+    @pytest.mark.parametrize("loss_name", ["softmax", "sampled_softmax"])
+    @pytest.mark.parametrize("name", ["sasrec", "bert4rec"])  # the mask of a cloze model is no item: a zero vector at its position
+    def test_train_all_but_the_frozen_vectors(self, name, loss_name):
+        method, params = self.made(ALL[name], temperature=0.05, loss_name=loss_name)
+        (total, _), gradient = jax.jit(jax.value_and_grad(lambda p: method.loss(p, tiny_batch(), jax.random.key(0)).terms["loss"], has_aux=True))(params)
+        assert np.isfinite(total) and all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+        assert [path for path, param in flatten(method.spec()).items() if not param.trainable] == ["features.text.table"]
+
+    def test_a_cloze_model_still_tells_histories_apart(self):
+        method, params = self.made(bert4rec)
+        queries = method.encode_query(params, pad_histories([np.array([3, 7]), np.array([3, 8])], 8)).values[:, 0]
+        assert np.isfinite(queries).all() and np.abs(queries[0] - queries[1]).max() > 1e-3
+
+    def test_need_features(self):
+        for features in ((), (Feature("age", of="user", kind="numeric", rows=3, width=1),)):
+            with pytest.raises(ValueError, match="ids=False leaves an item only its features, and there are none; set features="):
+                dataclasses.replace(sasrec.tiny()[0], ids=False, features=features).spec()

@@ -1,0 +1,120 @@
+"""Models as Hugging Face publishes them: a folder, or a hub id, with `config.json`, `tokenizer.json` and weights in safetensors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Where large weights are cut into several files: which tensor lies in which."""
+
+
+def hf_package(name: str) -> ModuleType:
+    """A package of the extra `hf`, imported when first needed.
+
+    Raises:
+      ModuleNotFoundError: it is not installed; says how to.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise ModuleNotFoundError(f"models in Hugging Face's format need the package {name}: pip install 'jaxrec[hf]'", name=name) from None
+
+
+def locate(model: str) -> Path:
+    """The folder of a model: `model` itself if it is one, else what the hub holds under that id, downloaded once.
+
+    Raises:
+      FileNotFoundError: it is neither, or the hub cannot be reached and the model was not downloaded before.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    errors = hf_package("huggingface_hub.errors")
+    try:
+        files = ["config.json", "tokenizer.json", f"{WEIGHTS}*", "model-*.safetensors"]
+        return Path(hf_package("huggingface_hub").snapshot_download(model, allow_patterns=files))
+    except errors.HFValidationError:
+        raise FileNotFoundError(f"model={model!r} is no folder, and cannot be a hub id (owner/name); check the path {folder.absolute()}") from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FileNotFoundError(
+            f"model={model!r} is no folder ({folder.absolute()}), and the hub does not give it ({reason}); "
+            f"give the folder that holds its config.json, tokenizer.json and {WEIGHTS}"
+        ) from error
+
+
+def existing(folder: Path, name: str) -> Path:
+    """The path of a file of a model.
+
+    Raises:
+      FileNotFoundError: the folder does not hold it; lists what it holds.
+    """
+    path = folder / name
+    if not path.is_file():
+        held = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+        raise FileNotFoundError(f"{folder} has no {name}; it holds {', '.join(held[:8]) or 'nothing'}. Put the {name} that was published with the model there")
+    return path
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's `config.json`."""
+    return _read_json(existing(folder, "config.json"))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights: one, or those that the index names.
+
+    Raises:
+      FileNotFoundError: a file is missing; names it.
+    """
+    if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        return [existing(folder, name) for name in sorted(set(_placement(folder).values()))]
+    return [existing(folder, WEIGHTS)]
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a model by name, as stored.
+
+    Raises:
+      ValueError: a file is damaged, or lacks a tensor that the index places there; names both.
+    """
+    safetensors = hf_package("safetensors")
+    arrays: dict[str, np.ndarray] = {}
+    for path in weight_files(folder):
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
+        if path.name != WEIGHTS:
+            if lost := sorted(name for name, place in _placement(folder).items() if place == path.name and name not in held):
+                raise ValueError(f"{path} lacks {len(lost)} tensors that {INDEX} places there, {lost[0]} first; fetch both again")
+        arrays |= held
+    return arrays
+
+
+def _placement(folder: Path) -> dict[str, str]:
+    """The file that holds each tensor, from the index."""
+    index = _read_json(folder / INDEX)
+    if not isinstance(index.get("weight_map"), dict):
+        raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
+    return index["weight_map"]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected an object {{...}}; fetch it again")
+    return value

@@ -1,0 +1,1 @@
+"""Generative retrieval: items as short sequences of codes, and models that write them."""

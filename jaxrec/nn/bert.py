@@ -1,0 +1,256 @@
+"""BERT: a bidirectional post-norm transformer over word pieces (Devlin et al. 2019, arXiv 1810.04805).
+
+`BERT` holds the hyper-parameters, its spec is a `PostNormEncoder`, and `from_hf` and `to_hf` translate to and from the tensors of
+Hugging Face's `BertModel`, so that every checkpoint of that kind can be read, trained further and given back. What we changed: no dropout
+on attention weights, and no pooling layer (sentence encoders do not use it; `from_hf` passes over it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxrec.nn.attention import Attention, Context, check_heads, visible
+from jaxrec.nn.embedding import Embedding
+from jaxrec.nn.linear import Linear, dropout
+from jaxrec.nn.norm import LayerNorm
+from jaxrec.nn.transformer import FeedForward, Stack, split_key
+from jaxrec.param import abstract, flatten, normal, unflatten
+
+Pooling = Literal["mean", "cls"]
+
+
+def erf_gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) with the exact normal distribution function; `jax.nn.gelu` approximates it by tanh unless told otherwise."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"gelu": erf_gelu, "gelu_new": jax.nn.gelu, "gelu_pytorch_tanh": jax.nn.gelu, "relu": jax.nn.relu}
+"""By the name in a `config.json`."""
+
+
+@struct.dataclass
+class PostNormBlock:
+    """x = norm(x + attention(x)), then norm(x + feed_forward(x)). Dropout on both branches."""
+
+    attention: Attention
+    attention_norm: LayerNorm
+    feed: FeedForward
+    feed_norm: LayerNorm
+    rate: float = struct.field(pytree_node=False)
+
+    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        first, last = split_key(context.key, 2)
+        x = self.attention_norm(x + dropout(self.attention(x, context), self.rate, first))
+        return self.feed_norm(x + dropout(self.feed(x, 0.0, None), self.rate, last))
+
+
+@struct.dataclass
+class PostNormEncoder:
+    """norm(word + position + type), dropout, then a stack of post-norm blocks."""
+
+    word: Embedding
+    position: Embedding
+    type: Embedding  # which of two texts a token is of
+    norm: LayerNorm
+    stack: Stack
+    length: int = struct.field(pytree_node=False)
+    rate: float = struct.field(pytree_node=False)
+
+    def __call__(self, ids: jax.Array, mask: jax.Array, types: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """The last layer's states [B, T, D]; those of padding mean nothing.
+
+        Args:
+          ids: [B, T] int32 word pieces.
+          mask: [B, T] 1 for a word piece, 0 for padding.
+          types: [B, T] int32; all 0 unless given.
+          key: for dropout; None when evaluating.
+        """
+        tokens = ids.shape[1]
+        if tokens > self.length:
+            raise ValueError(f"texts of {tokens} tokens are longer than the {self.length} positions of the model; truncate them to {self.length}")
+        first, rest = split_key(key, 2)
+        x = self.word(ids) + self.position(jnp.arange(tokens))[None] + self.type(jnp.zeros_like(ids) if types is None else types)
+        segment = (mask > 0).astype(jnp.int32)
+        return self.stack(dropout(self.norm(x), self.rate, first), Context(segment, visible(segment, causal=False), rest))
+
+
+@dataclass(frozen=True)
+class BERT:
+    """The hyper-parameters of a BERT; the defaults are those of the base model.
+
+    Attributes:
+      vocabulary: word pieces.
+      length: learned positions, so the longest text.
+      dim: width D.
+      layers, heads: of the stack.
+      hidden: inner width of the feed-forward layers.
+      types: token types.
+      activation: of the feed-forward layers, one of `ACTIVATIONS`.
+      epsilon: of every layer norm.
+      dropout: on the embeddings and on every residual branch.
+    """
+
+    vocabulary: int = 30522
+    length: int = 512
+    dim: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    types: int = 2
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        check_heads(self.dim, self.heads)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BERT:
+        """The hyper-parameters in a Hugging Face `config.json`.
+
+        Raises:
+          ValueError: it is of another architecture, or has no learned absolute positions, or lacks an entry.
+        """
+        if (kind := config.get("model_type")) != "bert":
+            raise ValueError(f"config.json says model_type={kind!r}, and this is BERT; choose a model whose config says 'bert'")
+        if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
+            raise ValueError(f"config.json says position_embedding_type={positions!r}, and this BERT has 'absolute' positions; choose another model")
+        names = {
+            "vocabulary": "vocab_size",
+            "length": "max_position_embeddings",
+            "dim": "hidden_size",
+            "layers": "num_hidden_layers",
+            "heads": "num_attention_heads",
+            "hidden": "intermediate_size",
+            "types": "type_vocab_size",
+            "activation": "hidden_act",
+            "epsilon": "layer_norm_eps",
+            "dropout": "hidden_dropout_prob",
+        }
+        if missing := [name for name in names.values() if name not in config]:
+            raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
+        return cls(**{field: config[name] for field, name in names.items()})
+
+    def spec(self) -> PostNormEncoder:
+        init = normal(0.02)
+        block = PostNormBlock(
+            attention=Attention(
+                qkv=Linear.spec(self.dim, 3 * self.dim, axes=("embed", "heads"), init=init),
+                output=Linear.spec(self.dim, self.dim, axes=("heads", "embed"), init=init),
+                heads=self.heads,
+            ),
+            attention_norm=self._norm(),
+            feed=FeedForward(
+                inner=Linear.spec(self.dim, self.hidden, init=init),
+                outer=Linear.spec(self.hidden, self.dim, axes=("hidden", "embed"), init=init),
+                activation=ACTIVATIONS[self.activation],
+            ),
+            feed_norm=self._norm(),
+            rate=self.dropout,
+        )
+        tables = {part: Embedding.spec(rows, self.dim, stddev=0.02) for part, (_, rows) in self._tables().items()}
+        return PostNormEncoder(**tables, norm=self._norm(), stack=Stack.spec(block, self.layers), length=self.length, rate=self.dropout)
+
+    def encode(self, params: PostNormEncoder, ids: jax.Array, mask: jax.Array, pooling: Pooling = "mean", key: jax.Array | None = None) -> jax.Array:
+        """One vector per text, [B, D]. ids, mask [B, T] as in `PostNormEncoder`."""
+        return pool(params(ids, mask, key=key), mask, pooling)
+
+    def from_hf(self, arrays: Mapping[str, np.ndarray]) -> PostNormEncoder:
+        """float32 parameters from the tensors of a Hugging Face `BertModel`, or of a model that holds one under some prefix.
+
+        Raises:
+          ValueError: a tensor is missing, unknown, or of another shape than the hyper-parameters ask for; names it and both shapes.
+        """
+        found = _own(arrays)
+        wanted = jax.eval_shape(self.to_hf, abstract(self.spec()))
+        if missing := sorted(wanted.keys() - found.keys()):
+            raise ValueError(f"{len(missing)} tensors of BERT are missing, {', '.join(missing[:3])} first; are config and weights of one model?")
+        if unknown := sorted(found.keys() - wanted.keys()):
+            raise ValueError(f"{len(unknown)} tensors are none of BERT's, {', '.join(unknown[:3])} first; are config and weights of one model?")
+        for name, leaf in wanted.items():
+            if found[name].shape != leaf.shape:
+                raise ValueError(f"tensor {name} has shape {found[name].shape}, the config asks for {leaf.shape}; are config and weights of one model?")
+        found = {name: np.asarray(array, np.float32) for name, array in found.items()}
+        spec = self.spec()
+        leaves = {"norm.scale": found["embeddings.LayerNorm.weight"], "norm.bias": found["embeddings.LayerNorm.bias"]}
+        for part, (name, rows) in self._tables().items():
+            padded = getattr(spec, part).table.shape[0]
+            leaves[f"{part}.table"] = np.pad(found[name], ((0, padded - rows), (0, 0)))
+        for leaf, names in _layer_leaves():
+            layers = [np.concatenate([found[f"encoder.layer.{layer}.{name}"].T for name in names], axis=-1) for layer in range(self.layers)]
+            leaves[f"stack.layers.{leaf}"] = np.stack(layers)
+        return unflatten(spec, leaves)
+
+    def to_hf(self, params: PostNormEncoder) -> dict[str, jax.Array]:
+        """The tensors of a Hugging Face `BertModel` without its pooling layer. The inverse of `from_hf`."""
+        leaves = flatten(params)
+        tensors = {"embeddings.LayerNorm.weight": leaves["norm.scale"], "embeddings.LayerNorm.bias": leaves["norm.bias"]}
+        for part, (name, rows) in self._tables().items():
+            tensors[name] = leaves[f"{part}.table"][:rows]
+        for leaf, names in _layer_leaves():
+            parts = jnp.split(leaves[f"stack.layers.{leaf}"], len(names), axis=-1)  # each [layers, ...]
+            for layer in range(self.layers):
+                tensors |= {f"encoder.layer.{layer}.{name}": part[layer].T for name, part in zip(names, parts, strict=True)}
+        return tensors
+
+    def _norm(self) -> LayerNorm:
+        return LayerNorm.spec(self.dim).replace(epsilon=self.epsilon)  # type: ignore[attr-defined]
+
+    def _tables(self) -> dict[str, tuple[str, int]]:
+        """Our table -> (Hugging Face's tensor, its rows)."""
+        return {
+            "word": ("embeddings.word_embeddings.weight", self.vocabulary),
+            "position": ("embeddings.position_embeddings.weight", self.length),
+            "type": ("embeddings.token_type_embeddings.weight", self.types),
+        }
+
+
+def pool(states: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
+    """States [B, T, D] to [B, D]: their mean where `mask` [B, T] is 1, or the state of the first token (CLS)."""
+    if pooling == "cls":
+        return states[:, 0]
+    weight = mask.astype(states.dtype)[..., None]
+    return jnp.sum(states * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
+
+
+def _layer_leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(our leaf of a layer, Hugging Face's tensors of a layer): the leaf is their transposes side by side."""
+    modules = {
+        "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output": ("attention.output.dense",),
+        "attention_norm": ("attention.output.LayerNorm",),
+        "feed.inner": ("intermediate.dense",),
+        "feed.outer": ("output.dense",),
+        "feed_norm": ("output.LayerNorm",),
+    }
+    for part, names in modules.items():
+        yield f"{part}.{'scale' if part.endswith('norm') else 'kernel'}", tuple(f"{name}.weight" for name in names)
+        yield f"{part}.bias", tuple(f"{name}.bias" for name in names)
+
+
+def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of the one BERT in a checkpoint, by their names within it.
+
+    A model with a head holds BERT under a prefix (`bert.`); the first releases call scale and bias of a norm gamma and beta; the pooling
+    layer and the list of positions are not ours.
+    """
+    words = "embeddings.word_embeddings.weight"
+    prefixes = [name.removesuffix(words) for name in arrays if name.endswith(words)]
+    if len(prefixes) != 1:
+        raise ValueError(f"{len(prefixes)} tensors end in {words}, and one BERT has one; the names begin {', '.join(sorted(arrays)[:3]) or 'nowhere'}")
+    own = {}
+    for name, array in arrays.items():
+        short = name.removeprefix(prefixes[0]).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+        if name.startswith(prefixes[0]) and not short.startswith(("pooler.", "embeddings.position_ids")):
+            own[short] = array
+    return own

@@ -1,0 +1,78 @@
+"""Decoder blocks: self-attention over what was written, cross-attention to what was read, and a cache to write one token at a time."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxrec.nn.attention import Context, CrossAttention, merge_heads
+from jaxrec.nn.linear import dropout
+from jaxrec.nn.norm import LayerNorm
+from jaxrec.nn.transformer import TransformerBlock, split_key
+
+Cache = tuple[jax.Array, jax.Array]
+"""Keys and values [B, K, t, H, k] of the t tokens that each of K beams has written."""
+
+
+@struct.dataclass
+class DecoderBlock:
+    """Pre-norm: x + self-attention, x + cross-attention to the memory, x + feed-forward, each of a norm of x and with dropout."""
+
+    block: TransformerBlock
+    cross_norm: LayerNorm
+    cross: CrossAttention
+
+    @classmethod
+    def spec(cls, width: int, heads: int, hidden: int, rate: float, head: int = 0) -> DecoderBlock:
+        return cls(TransformerBlock.spec(width, heads, hidden, rate, head=head), LayerNorm.spec(width), CrossAttention.spec(width, heads, head))
+
+    def __call__(self, x: jax.Array, context: Context, memory: jax.Array, bias: jax.Array) -> jax.Array:
+        """Many short outputs at once: x [B, M, L, D], each of the M attending within itself, and to memory [B, S, D] under bias [B, 1, M * L, S].
+
+        `context` is that of the [B * M, L] outputs.
+        """
+        B, M, L, D = x.shape
+        block, rate = self.block, self.block.rate
+        first, across, inner, last = split_key(context.key, 4)
+        own = block.attention(block.attention_norm(x).reshape(B * M, L, D), context).reshape(x.shape)
+        x = (x + dropout(own, rate, first)).reshape(B, M * L, D)
+        x = x + dropout(self.cross(self.cross_norm(x), self.cross.remember(memory), bias), rate, across)
+        x = x + dropout(block.feed(block.feed_norm(x), rate, inner), rate, last)
+        return x.reshape(B, M, L, D)
+
+    def extend(self, x: jax.Array, cache: Cache | None, bias: jax.Array, remembered: Cache, hidden: jax.Array) -> tuple[jax.Array, Cache]:
+        """One more token of each beam: x [B, K, D]; bias [1, H, 1, t + 1]; the memory's keys and values, and its bias [B, 1, 1, S]."""
+        x, cache = extend(self.block, x, cache, bias)
+        x = x + self.cross(self.cross_norm(x), remembered, hidden)
+        return x + self.block.feed(self.block.feed_norm(x), 0.0, None), cache
+
+
+def extend(
+    block: TransformerBlock, x: jax.Array, cache: Cache | None, bias: jax.Array, memory: Cache | None = None, hidden: jax.Array | None = None
+) -> tuple[jax.Array, Cache]:
+    """x + self-attention for one more token of each beam, and the longer cache.
+
+    Args:
+      block: whose attention it is.
+      x: [B, K, D].
+      cache: of the tokens before, None for the first.
+      bias: [1, H, 1, s + t + 1] of positions.
+      memory: keys and values [B, s, H, k] that all beams share (the prompt), before their own.
+      hidden: [B, 1, 1, s] bias that hides what the prompt does not have.
+    """
+    q, k, v = block.attention.project(block.attention_norm(x))  # [B, K, H, k]
+    own = (k[:, :, None], v[:, :, None])
+    cache = own if cache is None else (jnp.concatenate([cache[0], own[0]], 2), jnp.concatenate([cache[1], own[1]], 2))
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = jnp.einsum("bnhk,bnthk->bhnt", q, cache[0], preferred_element_type=jnp.float32)
+    shared = 0
+    if memory is not None:  # the prompt is scored once for all beams, and never copied to them
+        shared = memory[0].shape[1]
+        before = jnp.einsum("bnhk,bshk->bhns", q, memory[0], preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([before if hidden is None else before + hidden, scores], -1)
+    weights = jax.nn.softmax(scores + bias, axis=-1).astype(v.dtype)  # [B, H, K, s + t + 1]
+    mixed = jnp.einsum("bhnt,bnthk->bnhk", weights[..., shared:], cache[1])
+    if memory is not None:
+        mixed = mixed + jnp.einsum("bhns,bshk->bnhk", weights[..., :shared], memory[1])
+    return x + block.attention.output(merge_heads(mixed)), cache
