@@ -116,7 +116,8 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
     history = [item.strip() for item in options.history.split(",")]
     users = [options.user] if options.user else None
     times = [[float(time) for time in options.times.split(",")]] if options.times else None
-    answers = bundle.recommend([history], options.k, keep_seen=options.keep_seen, exact=options.exact, users=users, times=times)[0]
+    lists = {name: [item.strip() for item in text.split(",")] for name in ("deny", "allow") if (text := getattr(options, name))}
+    answers = bundle.recommend([history], options.k, keep_seen=options.keep_seen, exact=options.exact, users=users, times=times, **lists)[0]
     if options.json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
         return
@@ -131,6 +132,8 @@ def _data(options: argparse.Namespace, rest: list[str]) -> None:
         print(_columns(catalogue.listing()))
     elif options.name is None:
         raise ValueError(f"jaxrec data {options.action} needs a NAME; `jaxrec data ls` lists them")
+    elif options.action == "sids":
+        _sids(options)
     else:
         source = catalogue.find(options.name)
         interactions = source.get()
@@ -138,6 +141,41 @@ def _data(options: argparse.Namespace, rest: list[str]) -> None:
             print(json.dumps(catalogue.statistics(source, interactions), indent=1, ensure_ascii=False))
         else:
             say(f"{options.name} is in {source.folder()}")
+
+
+def _sids(options: argparse.Namespace) -> None:
+    """The semantic IDs of a data set (text vectors, residual k-means), or those of an experiment."""
+    from jaxrec.data import catalogue
+    from jaxrec.stages.embeddings import TextEmbeddings
+    from jaxrec.stages.semantic_ids import SemanticIds
+    from jaxrec.stages.sid_report import plot, report, text, tree
+
+    if options.name.endswith(".py"):
+        from jaxrec.experiment import load
+        from jaxrec.stages.sid_trie import SidTrie
+
+        data = load(options.name).data
+        source, found = data.source, [column.sids for column in data.columns if isinstance(column, SidTrie) and isinstance(column.sids, SemanticIds)]
+        if not found:
+            raise ValueError(f"{options.name} has no semantic IDs: its data.columns hold no SidTrie of SemanticIds")
+        sids = found[0]
+    else:
+        source = catalogue.find(options.name)
+        sids = SemanticIds(TextEmbeddings(source))
+    interactions, table = source.get(), sids.get()
+    titles = interactions.titles()
+    if options.item:
+        if options.item not in interactions.items:
+            raise ValueError(f"{options.name} has no item {options.item!r}; ids are like {', '.join(interactions.items[:3])}")
+        print("".join(f"{code} " for code in table.sid(interactions.items.index(options.item) + 1)))
+        return
+    prefix = [int(code) for code in options.prefix.split(",")] if options.prefix else []
+    if not prefix:
+        print(text(report(table, sids.embeddings.get(), titles, sids.reconstructed())), end="\n\n")
+    print(tree(table, titles, prefix))
+    if options.plot:
+        plot(table, Path(options.plot), titles)
+        say(f"drew {options.plot}")
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:
@@ -227,6 +265,8 @@ def _query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--times", default="", metavar="T,T,...", help="seconds since 1970 of each item, for a model that uses times")
     parser.add_argument("--user", default="", metavar="ID", help="for a model that uses features of users")
     parser.add_argument("--find", default="", metavar="TEXT", help="list items whose title contains TEXT")
+    parser.add_argument("--deny", default="", metavar="ID,ID,...", help="items that are not to be recommended")
+    parser.add_argument("--allow", default="", metavar="ID,ID,...", help="the only items that may be recommended")
     parser.add_argument("-k", type=int, default=10, help="how many items")
     parser.add_argument("--keep-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--exact", action="store_true", help="search all items instead of the ScaNN index")
@@ -235,8 +275,11 @@ def _query_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("ls", "info", "build"))
-    parser.add_argument("name", nargs="?", help="a data set of `jaxrec data ls`, or the path of your own CSV or Parquet file")
+    parser.add_argument("action", choices=("ls", "info", "build", "sids"), help="sids: the semantic IDs of the items, and what they share")
+    parser.add_argument("name", nargs="?", help="a data set of `jaxrec data ls`, the path of your own CSV or Parquet file, or (sids) an experiment with IDs")
+    parser.add_argument("--prefix", default="", metavar="CODE,CODE", help="sids: the items of this prefix, by title")
+    parser.add_argument("--item", default="", metavar="ID", help="sids: the codes of this item")
+    parser.add_argument("--plot", default="", metavar="FILE.png", help="sids: draw the tree of IDs and the use of the codes")
     parser.add_argument("--traceback", action="store_true")
 
 
@@ -250,9 +293,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], None], str, 
     "train": (_train, "train an experiment; run the same command again to resume; any field is an option: --method.dim 128", _train_arguments),
     "eval": (_eval, "rank the whole catalogue for every user, beside all baselines", _eval_arguments),
     "compare": (_compare, "is one run better than another? paired, with significance", _compare_arguments),
-    "export": (_export, "write a bundle for serving: parameters, StableHLO, item table, ScaNN index", _export_arguments),
+    "export": (_export, "write a bundle for serving: parameters, StableHLO, the items, and for an encoder their ScaNN index", _export_arguments),
     "query": (_query, "recommend from a bundle", _query_arguments),
-    "data": (_data, "list, describe or build data sets", _data_arguments),
+    "data": (_data, "list, describe or build data sets; show the semantic IDs of their items", _data_arguments),
     "demo": (_demo, "data, training, evaluation, export and query, on this machine's Python code", _demo_arguments),
 }
 OVERRIDABLE = ("train", "eval", "export")

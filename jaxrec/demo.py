@@ -1,4 +1,4 @@
-"""The demo: from this machine's Python code to a trained, evaluated, exported, queryable recommender."""
+"""The demo: from this machine's Python code to trained, evaluated, exported, queryable recommenders: by item, by text, and by semantic ID."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import json
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxrec.artifact import say, write_atomically
 
-EXPERIMENT = Path("experiments/sasrec_python_api.py")
+EXPERIMENT, TEXT, ENSEMBLE, TIGER = (Path(f"experiments/{name}_python_api.py") for name in ("sasrec", "sasrec_text", "ensrec", "tiger"))
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy", "scann")
 
 
@@ -34,19 +35,30 @@ def demo(workdir: Path) -> None:
 
     seconds: dict[str, float] = {}
     experiment = load(EXPERIMENT)
-    with stage("data", "1/5  Data: every function of the installed Python packages is a session, every call an item", seconds):
+    with stage("data", "1/8  Data: every function of the installed Python packages is a session, every call an item", seconds):
         interactions = experiment.data.source.get()
         say(f"{len(interactions.users):,} functions, {len(interactions.items):,} called items, {len(interactions.sequence):,} calls")
-    with stage("train", "2/5  Train: SASRec, with packing and sampled softmax", seconds):
+    with stage("train", "2/8  Train: SASRec, with packing and sampled softmax", seconds):
         train(experiment, workdir / "run")
-    with stage("evaluate", "3/5  Evaluate: the whole catalogue is ranked for every function, beside all baselines", seconds):
-        systems = {"SASRec": evaluate_run(experiment, workdir / "run"), **baseline_ranks(experiment.data, "test")}
+    with stage("text", "3/8  Text: SASRec that knows the items by their docstrings only, and EnsRec, which adds both models' scores", seconds):
+        text = load(TEXT)
+        train(text, workdir / "text")
+        ensemble = replace(load(ENSEMBLE), init_from={"id": str(workdir / "run"), "text": str(workdir / "text")})
+        train(ensemble, workdir / "ensemble")
+    with stage("sids", "4/8  Semantic IDs: residual k-means of the docstrings' vectors", seconds):
+        tiger = load(TIGER)
+        draw_ids(tiger.data, workdir / "semantic_ids.png")
+    with stage("tiger", "5/8  TIGER: a transformer that writes the next item's ID", seconds):
+        train(tiger, workdir / "tiger")
+    with stage("evaluate", "6/8  Evaluate: the whole catalogue is ranked for every function, beside all baselines", seconds):
+        runs = {"SASRec": (experiment, "run"), "SASRec, text": (text, "text"), "EnsRec": (ensemble, "ensemble"), "TIGER": (tiger, "tiger")}
+        systems = {name: evaluate_run(each, workdir / folder) for name, (each, folder) in runs.items()} | baseline_ranks(experiment.data, "test")
         print("\n" + table(systems, targets=("all targets",)))
     bundle = workdir / "bundle"
-    with stage("export", "4/5  Export: a bundle with parameters, StableHLO, item table and ScaNN index", seconds):
+    with stage("export", "7/8  Export: a bundle with parameters, StableHLO, item table and ScaNN index", seconds):
         resolved, params, step = load_run(experiment, workdir / "run")
         export(resolved, params, step, bundle)
-    with stage("query", "5/5  Query: what is called next?", seconds):
+    with stage("query", "8/8  Query: what is called next?", seconds):
         function, history, target = a_question(experiment.data)
         answers = Bundle.open(bundle).recommend([history], 5, keep_seen=True)[0]
         title = dict(zip(interactions.items, interactions.titles(), strict=True))
@@ -66,6 +78,18 @@ def demo(workdir: Path) -> None:
         f"  jaxrec train {EXPERIMENT} --workdir runs/wider --method.dim 128\n"
         f'  jaxrec data info path/to/your.csv             # then copy {EXPERIMENT} and put Table("path/to/your.csv") in it'
     )
+
+
+def draw_ids(data: Any, path: Path) -> None:
+    """Says what the semantic IDs of a data set are like, and draws their tree."""
+    from jaxrec.stages.sid_report import plot, report, text
+
+    column = data.column("sid")
+    titles = data.source.get().titles()
+    ids = column.sids.get()
+    say(text(report(ids, column.sids.embeddings.get(), titles, column.sids.reconstructed())))
+    plot(ids, path, titles)
+    say(f"drew {path}")
 
 
 def a_question(data: Any) -> tuple[str, list[str], str]:

@@ -109,7 +109,7 @@ class Experiment:
     def smoked(self) -> Experiment:
         """A few steps on synthetic data of the same form: does it run at all?"""
         small = dataclasses.replace(
-            self, data=self.data.smoke(), steps=min(4, self.steps), dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
+            self, data=self.data.smoke(), steps=4 if self.steps else 0, dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
         )
         if hasattr(small.method, "features"):  # the synthetic source has no columns but the computed ones
             computed = {column.name for column in small.data.columns}
@@ -187,6 +187,8 @@ def columns_of(method: Any, prefix: str = "") -> dict[str, str]:
 
 FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch", "name", "smoke")
 """Fields that may change between the start of a run and its continuation; the rest decide the result."""
+SEARCH = ("method.beams", "method.per_id", "method.constrained")
+"""How a generator searches, which its training does not see."""
 
 
 def identify(experiment: Experiment) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def identify(experiment: Experiment) -> dict[str, Any]:
 
 def changes(before: Mapping[str, Any], experiment: Experiment) -> list[str]:
     """Where an experiment differs from what `identify` said of a run, in what decides the result; one line each."""
-    lines = [line for line in differences(before, identify(experiment)) if line.split(".")[0].split(":")[0] not in FREE]
+    lines = [line for line in differences(before, identify(experiment)) if line.split(".")[0].split(":")[0] not in FREE and line.split(":")[0] not in SEARCH]
     return [f"{line} (a data file, or what it is read with, has changed)" if line.startswith("content.") else line for line in lines]
 
 

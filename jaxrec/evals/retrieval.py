@@ -104,7 +104,7 @@ def _some(users: np.ndarray) -> str:
 
 
 def rank(
-    system: Encoder | Scorer | Generator | Baseline, params: Tree, examples: Examples, *, items: int, length: int, batch: int = 256, removed: bool = True
+    system: Encoder | Scorer | Generator | Baseline, params: Tree, examples: Examples, *, items: int, length: int, batch: int = 256, seen_removed: bool = True
 ) -> Ranks:
     """Ranks each example's target among all items 1..`items`.
 
@@ -121,7 +121,7 @@ def rank(
       items: size of the catalogue; ids are 1..items, and column 0 never counts.
       length: histories are cut to their last `length` items; a Baseline sees all of them.
       batch: examples at a time.
-      removed: whether a Generator also searches with the seen items removed, which takes as long again; without it nobody is asked that.
+      seen_removed: whether a Generator also searches with the seen items removed, which takes as long again; without it nobody is asked that.
 
     Raises:
       TypeError: the system is none of the four.
@@ -137,7 +137,7 @@ def rank(
         batches = (_rank_by_scores(system, params, _inputs(b), b["target"], b["seen"], items) for b in examples.batches(batch, length))
     elif isinstance(system, Generator):
         asked = examples.batches(min(batch, GENERATED), length)
-        batches = (_rank_by_generation(system, params, _inputs(b), b["target"], b["seen"], items, removed) for b in asked)
+        batches = (_rank_by_generation(system, params, _inputs(b), b["target"], b["seen"], items, seen_removed) for b in asked)
     elif isinstance(system, Baseline):
         batches = _ranks_of_baseline(system, params, examples, items, batch)
     else:
@@ -201,8 +201,8 @@ def _rank_by_scores(system: Scorer, params: Tree, inputs: Any, target: jax.Array
     return _place(scores, target, seen, items, jnp)
 
 
-@partial(jax.jit, static_argnames=("system", "items", "removed"))
-def _rank_by_generation(system: Generator, params: Tree, inputs: Any, target: jax.Array, seen: jax.Array, items: int, removed: bool) -> jax.Array:
+@partial(jax.jit, static_argnames=("system", "items", "seen_removed"))
+def _rank_by_generation(system: Generator, params: Tree, inputs: Any, target: jax.Array, seen: jax.Array, items: int, seen_removed: bool) -> jax.Array:
     """As `_place`, from the items that are generated."""
 
     def place(extra: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -211,7 +211,7 @@ def _rank_by_generation(system: Generator, params: Tree, inputs: Any, target: ja
         return jnp.where(hit.any(axis=1), 1 + hit.argmax(axis=1), items), jnp.isnan(log_probs).sum(axis=1)
 
     kept, broken = place({})
-    if not removed:
+    if not seen_removed:
         return jnp.stack([kept, jnp.zeros_like(kept), broken]).astype(jnp.int32)
     left, more = place({"deny": seen})
     return jnp.stack([kept, jnp.where((seen == target[:, None]).any(axis=1), 0, left), broken + more]).astype(jnp.int32)

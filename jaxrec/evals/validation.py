@@ -39,7 +39,7 @@ class NextItemRetrieval(Evaluator):
     def __call__(self, method: Any, params: Any, data: Any) -> Iterator[tuple[str, float]]:
         """Yields ("validation NDCG@10", 0.04) and so on."""
         examples = _validation(data, self.users)
-        ranks = rank(method, params, examples, items=data.info()["items"], length=data.length, removed=self.seen_removed)
+        ranks = rank(method, params, examples, items=data.info()["items"], length=data.length, seen_removed=self.seen_removed)
         chosen = ranks.removed[ranks.removed > 0] if self.seen_removed else ranks.kept
         if not len(chosen):
             raise ValueError("seen_removed=True leaves nobody to ask: every validation target is an item that the user had seen")

@@ -3,10 +3,19 @@
 manifest.json     what the bundle is, with size and SHA-256 of every other file;  manifest.sha256: its own
 experiment.json   the configuration that was trained, for the record
 params.npz        parameters by dotted name (`Bundle.open` reads them without pickle)
-query*.stablehlo  the query encoder: (parameters, {"history": [b, T], ...}) -> [b, D] for any b, by jax.export
-items.jsonl       outside id, title and columns of item 1, 2, ...;  items.npy: [N + 1, D] their vectors, row = item
+items.jsonl       outside id, title and columns of item 1, 2, ...
 users.jsonl       outside ids of users, where the model has features of users
+
+The programs are for any b, by jax.export. The bundle of an encoder has
+
+query*.stablehlo  the query encoder: (parameters, {"history": [b, T], ...}) -> [b, D]
+items.npy         [N + 1, D] the vectors of the items, row = item
 index/            a `ScannIndex` over the items
+
+and that of a generator (of semantic IDs)
+
+generate.deny*.stablehlo, generate.allow*.stablehlo
+                  the search under a list: (parameters, {"history": [b, T], "deny" or "allow": [b, S], ...}) -> items [b, K], log-probabilities [b, K]
 """
 
 from __future__ import annotations
@@ -36,7 +45,7 @@ AGAIN = "the bundle is damaged; export it again, or copy it again"
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One recommended item: its outside id, its title and its score, an inner product."""
+    """One recommended item: its outside id, its title and its score, an encoder's inner product or a generator's log-probability of the item's ID."""
 
     item: str
     title: str
@@ -53,10 +62,13 @@ class Bundle:
         self.items: list[str] = [row["id"] for row in rows]
         self.titles: list[str] = [row["title"] for row in rows]
         self._number = {item: number for number, item in enumerate(self.items, 1)}
-        program = manifest["programs"].get(platform := jax.default_backend().replace("gpu", "cuda"))
-        if program is None:
+        files = manifest["programs"].get(platform := jax.default_backend().replace("gpu", "cuda"))
+        if files is None:
             raise ValueError(f"the bundle has no program for {platform}, only for {', '.join(manifest['programs'])}; set JAX_PLATFORMS to one of these")
-        self._encode = jax.jit(jax.export.deserialize(bytearray((folder / program).read_bytes())).call)
+        files = files if self.generates else {"query": files}
+        programs = {name: jax.export.deserialize(bytearray((folder / file).read_bytes())) for name, file in files.items()}
+        self._programs = {name: jax.jit(program.call) for name, program in programs.items()}
+        self._found: int = programs["deny"].out_avals[0].shape[1] if self.generates else len(self.items)  # K: items that an answer has at most
         with np.load(folder / "params.npz", allow_pickle=False) as file:
             # NumPy knows the names of bfloat16 and its like since jax was imported, but its files hold only their bits.
             self._params = jax.device_put({name: file[name].view(np.dtype(kind)) for name, kind in manifest["dtypes"].items()})
@@ -83,6 +95,11 @@ class Bundle:
         """The longest history that the model sees; of longer ones it sees the end."""
         return self.manifest["length"]
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates items, instead of encoding queries that an index is searched with."""
+        return self.manifest.get("system") == "generator"  # encoders were alone once, and said nothing
+
     def find(self, text: str) -> list[tuple[str, str]]:
         """(id, title) of the items whose title contains `text`, upper and lower case alike."""
         wanted = text.casefold()
@@ -97,40 +114,78 @@ class Bundle:
         exact: bool = False,
         users: Sequence[str] | None = None,
         times: Sequence[Sequence[float]] | None = None,
+        deny: Sequence[str] | None = None,
+        allow: Sequence[str] | None = None,
     ) -> list[list[Recommendation]]:
-        """The k best next items for each history, best first.
+        """The k best next items for each history, best first; fewer where `deny` and `allow` leave no more.
 
         Args:
           histories: outside ids of items, oldest first; of more than `length` the last ones count.
           k: how many.
           keep_seen: items of the history may be recommended again.
-          exact: score every item instead of searching the index.
+          exact: score every item instead of searching the index; not for a generator, which has none.
           users: outside id of each history's user; only for models that use features of users.
           times: when each item was met, in seconds since 1970; only for models that use times.
+          deny: outside ids that no history may be given.
+          allow: the only outside ids that may be given, less those denied and, unless `keep_seen`, seen. None: all; an empty list: none.
 
         Raises:
-          ValueError: an empty history, an unknown id, more items asked for than there are; names them and what to do.
+          ValueError: an empty history, an unknown id, more items asked for than there are or than a generator's beams find, or a list longer
+            than a generator takes (`listed` in the manifest); names them and what to do.
         """
-        numbers = [self._numbers(history, place) for place, history in enumerate(histories)]
+        numbers = [self._history(history, place) for place, history in enumerate(histories)]
         seen = [np.zeros(0, np.int64) if keep_seen else np.unique(history) for history in numbers]
         for place, items in enumerate(seen):
             self._check_k(k, len(items), place)
+        denied, allowed = (None if ids is None else np.unique(self._numbers(ids, name)) for name, ids in (("deny", deny), ("allow", allow)))
+        barred = seen if denied is None else [np.union1d(items, denied) for items in seen]
+        if self.generates:
+            self._check_search(k, exact)
         if not numbers:
             return []
-        queries = self.encode(numbers, users=users, times=times)  # [B, D]
-        exclude = np.full((len(seen), max(map(len, seen))), -1, np.int64)  # [B, S]
-        for row, items in zip(exclude, seen, strict=True):
-            row[: len(items)] = items
-        index = self._all_items if exact else self._index
-        found, scores = index.search(queries, k, exclude=exclude)
+        if self.generates:
+            found, scores = self._generate(self._columns(numbers, users, times), barred, allowed)
+        else:
+            queries = self.encode(numbers, users=users, times=times)  # [B, D]
+            index = self._all_items if exact else self._index
+            found, scores = index.search(queries, k, filter=allowed, exclude=_padded(barred, max(map(len, barred)), fill=-1))
         return [
-            [Recommendation(self.items[number - 1], self.titles[number - 1], float(score)) for number, score in zip(*answer, strict=True)]
+            [Recommendation(self.items[number - 1], self.titles[number - 1], float(score)) for number, score in zip(*answer, strict=True) if number > 0][:k]
             for answer in zip(found, scores, strict=True)
         ]
 
     def encode(self, histories: Sequence[np.ndarray], *, users: Sequence[str] | None = None, times: Sequence[Sequence[float]] | None = None) -> np.ndarray:
         """[B, D] float32 query vectors of histories of internal item numbers 1..N. `users` and `times` as in `recommend`."""
-        columns = {"history": self._pad(histories)}
+        if self.generates:
+            raise ValueError(f"{self.manifest['method']} generates items and has no query vectors; ask recommend(histories, k)")
+        columns = self._columns(histories, users, times)
+        return self._run("query", columns) if histories else np.zeros((0, self.manifest["dim"]), np.float32)
+
+    def _generate(self, columns: dict[str, np.ndarray], barred: list[np.ndarray], allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """items [B, K], best first and then 0, and their log-probabilities [B, K], without those `barred` for each history."""
+        name, lists = ("deny", barred) if allowed is None else ("allow", [np.setdiff1d(allowed, items) for items in barred])
+        longest, most = max(map(len, lists)), self.manifest["listed"]
+        if longest > most:
+            raise ValueError(
+                f"{longest} items are to be {'denied, with those of the history' if name == 'deny' else 'allowed'}; a generator takes {most}; {name} fewer"
+                + (", or leave seen items in (keep_seen)" if name == "deny" else "")
+            )
+        return self._run(name, {**columns, name: _padded(lists, most)})
+
+    def _run(self, program: str, columns: dict[str, np.ndarray]) -> Any:
+        """What a program gives for inputs [B, ...], at least one, in batches of few sizes."""
+        answers = []
+        for begin in range(0, len(columns["history"]), BATCH):
+            batch = {name: column[begin : begin + BATCH] for name, column in columns.items()}
+            rows = len(batch["history"])
+            width = 1 << (rows - 1).bit_length()
+            batch = {name: np.concatenate([column, np.zeros((width - rows, *column.shape[1:]), np.int32)]) for name, column in batch.items()}
+            answers.append(jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[:rows], self._programs[program](self._params, batch)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *answers)
+
+    def _columns(self, histories: Sequence[np.ndarray], users: Sequence[str] | None, times: Sequence[Sequence[float]] | None) -> dict[str, np.ndarray]:
+        """The inputs of the programs [B, ...] int32, by name."""
+        columns = {"history": _padded(histories, self.length)}
         wanted, given = self.manifest["inputs"], {"user": users, "time": times}
         for name, values in given.items():
             if (values is not None) != (name in wanted):
@@ -142,15 +197,8 @@ class Bundle:
         if times is not None:
             if wrong := [place for place, (a, b) in enumerate(zip(histories, times, strict=True)) if len(a) != len(b)]:
                 raise ValueError(f"history {wrong[0]} has {len(histories[wrong[0]])} items but {len(times[wrong[0]])} times; give one for each")
-            columns["time"] = self._pad([np.asarray(row) - self.manifest["time_origin"] for row in times])
-        vectors = []
-        for begin in range(0, len(histories), BATCH):
-            batch = {name: column[begin : begin + BATCH] for name, column in columns.items()}
-            rows = len(batch["history"])
-            width = 1 << (rows - 1).bit_length()
-            batch = {name: np.concatenate([column, np.zeros((width - rows, *column.shape[1:]), np.int32)]) for name, column in batch.items()}
-            vectors.append(np.asarray(self._encode(self._params, batch))[:rows])
-        return np.concatenate(vectors) if vectors else np.zeros((0, self.manifest["dim"]), np.float32)
+            columns["time"] = _padded([np.asarray(row) - self.manifest["time_origin"] for row in times], self.length)
+        return columns
 
     @functools.cached_property
     def _index(self) -> ScannIndex:
@@ -173,16 +221,20 @@ class Bundle:
             raise ValueError(f"the bundle does not know user {user!r}{_near(user, self._users)}; its model has features of the users that it was trained on")
         return self._users[user]
 
-    def _numbers(self, history: Sequence[str], place: int) -> np.ndarray:
+    def _history(self, history: Sequence[str], place: int) -> np.ndarray:
         """[L] int64 internal numbers of a history's outside ids."""
-        if isinstance(history, str):
-            raise ValueError(f"history {place} is the text {history!r}; give a list of item ids")
         if not len(history):
             raise ValueError(f"history {place} is empty; give at least one item id (find(text), or --find TEXT, looks ids up by title)")
-        if unknown := [item for item in dict.fromkeys(history) if item not in self._number]:
+        return self._numbers(history, f"history {place}")
+
+    def _numbers(self, ids: Sequence[str], what: str) -> np.ndarray:
+        """[L] int64 internal numbers of outside ids; errors begin with `what` they are."""
+        if isinstance(ids, str):
+            raise ValueError(f"{what} is the text {ids!r}; give a list of item ids")
+        if unknown := [item for item in dict.fromkeys(ids) if item not in self._number]:
             lines = [f"{item!r}{self._suggest(item)}" for item in unknown[:5]] + (["..."] if len(unknown) > 5 else [])
-            raise ValueError(f"history {place}: {len(unknown)} of {len(history)} items are not in the catalogue of {len(self.items)}: " + "; ".join(lines))
-        return np.array([self._number[item] for item in history], np.int64)
+            raise ValueError(f"{what}: {len(unknown)} of {len(ids)} items are not in the catalogue of {len(self.items)}: " + "; ".join(lines))
+        return np.array([self._number[item] for item in ids], np.int64)
 
     def _suggest(self, item: str) -> str:
         titled = [known for known, title in zip(self.items, self.titles, strict=True) if title.casefold() == item.casefold()]
@@ -203,13 +255,24 @@ class Bundle:
                 + "seen items too (keep_seen)"
             )
 
-    def _pad(self, rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
-        """[B, T] int32: the last T of each row from the left, 0 after."""
-        padded = np.zeros((len(rows), self.length), np.int32)
-        for out, row in zip(padded, rows, strict=True):
-            tail = row[-self.length :]
-            out[: len(tail)] = tail
-        return padded
+    def _check_search(self, k: int, exact: bool) -> None:
+        beams = self.manifest["beams"]
+        if exact:
+            raise ValueError(f"{self.manifest['method']} searches with {beams} beams and has no index to search exactly; leave out exact (--exact)")
+        if k > self._found:
+            wanted = -(-k * beams // self._found)
+            raise ValueError(
+                f"k={k} is more than the {self._found} items that {beams} beams find; ask for k <= {self._found}, or export again with --method.beams={wanted}"
+            )
+
+
+def _padded(rows: Sequence[Sequence[int] | np.ndarray], width: int, fill: int = 0) -> np.ndarray:
+    """[B, width] int32: the last `width` of each row from the left, `fill` after."""
+    padded = np.full((len(rows), width), fill, np.int32)
+    for out, row in zip(padded, rows, strict=True):
+        tail = row[-width:]
+        out[: len(tail)] = tail
+    return padded
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

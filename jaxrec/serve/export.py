@@ -1,4 +1,4 @@
-"""Export: a trained encoder as a `Bundle`, a folder that recommends without the code that trained it."""
+"""Export: a trained encoder or generator as a `Bundle`, a folder that recommends without the code that trained it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.artifact import replacing, say
@@ -20,12 +18,11 @@ from jaxrec.data.interactions import Interactions
 from jaxrec.experiment import Experiment, describe
 from jaxrec.index import ScannIndex
 from jaxrec.index.scann import installed
-from jaxrec.method import Encoder
-from jaxrec.param import Tree, flatten, unflatten
+from jaxrec.method import Encoder, Generator
+from jaxrec.param import Tree, flatten
 from jaxrec.serve.bundle import MANIFEST, write_manifest
-from kernels.dispatch import compiling_for
+from jaxrec.serve.programs import LISTED, single, write_encoder, write_generator
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 ITEMS = 8192  # items that are encoded at once
 
 
@@ -33,31 +30,34 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
     """Writes a bundle, whole or not at all; a bundle that is there already is replaced.
 
     Args:
-      experiment: resolved; its method is an `Encoder` with one vector per query and item.
+      experiment: resolved; its method is an `Encoder` with one vector per query and item, or a `Generator`. One that is both is served as an encoder.
       params: of the method.
       step: of the parameters.
       folder: to write.
       metrics: how good it is, for the manifest.
 
     Raises:
-      TypeError: the method is no Encoder.
-      ValueError: it gives several vectors per query or item.
+      TypeError: the method is neither.
+      ValueError: an encoder that gives several vectors per query or item, or a generator that takes no lists of denied and allowed items.
       FileExistsError: `folder` exists and is no bundle.
     """
     method, length = experiment.method, experiment.data.length
-    if not isinstance(method, Encoder):
-        raise TypeError(f"{type(method).__name__} does not encode queries and items into vectors; only an Encoder can be exported")
+    if not isinstance(method, (Encoder, Generator)):
+        raise TypeError(
+            f"{type(method).__name__} does not encode queries and items into vectors, and does not generate items; "
+            "only an Encoder or a Generator can be exported"
+        )
     interactions = experiment.data.source.get()
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     with replacing(folder, MANIFEST, "a bundle") as partial:
-        programs, inputs = write_programs(partial, method, leaves, length)
-        vectors = item_vectors(method, params, len(interactions.items))  # [N + 1, D]
-        np.save(partial / "items.npy", vectors, allow_pickle=False)
-        # Where ScaNN does not exist, the index is one that never builds a tree.
-        ScannIndex(np.arange(1, len(vectors)), vectors[1:], **{} if installed() else {"exact_below": sys.maxsize}).save(partial / "index")
+        if isinstance(method, Encoder):
+            system = _write_encoder(partial, method, params, leaves, length, len(interactions.items))
+        else:
+            programs, inputs = write_generator(partial, method, leaves, length)
+            system = {"system": "generator", "beams": method.beams, "listed": LISTED, "programs": programs, "inputs": inputs}
         np.savez(partial / "params.npz", allow_pickle=False, **{name: _plain(leaf) for name, leaf in leaves.items()})
         (partial / "experiment.json").write_text(json.dumps(describe(experiment), indent=1))
-        _write_names(partial, interactions, users="user" in inputs)
+        _write_names(partial, interactions, users="user" in system["inputs"])
         manifest = {
             "name": experiment.name,
             "method": type(method).__name__,
@@ -67,53 +67,23 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
             "versions": {package: _version(package) for package in ("jaxrec", "jax", "jaxlib", "numpy", "scann")},
             "items": len(interactions.items),
             "length": length,
-            "dim": vectors.shape[1],
-            "inputs": inputs,
             "time_origin": None if interactions.times is None else int(interactions.times.min()),
-            "programs": programs,
             "dtypes": {name: str(leaf.dtype) for name, leaf in leaves.items()},
+            **system,
         }
         write_manifest(partial, manifest)
-    say(f"wrote {folder}: {len(interactions.items):,} items, {vectors.shape[1]} dimensions")
+    found = f"{system['dim']} dimensions" if "dim" in system else f"{system['beams']} beams"
+    say(f"wrote {folder}: {len(interactions.items):,} items, {found}")
 
 
-def write_programs(folder: Path, method: Encoder, leaves: Mapping[str, Any], length: int) -> tuple[dict[str, str], list[str]]:
-    """Writes the query encoder; returns file by platform, and the inputs that the method uses beside its parameters.
-
-    One program serves all platforms, or where that cannot be lowered (a kernel of one platform is in it) each has its own.
-    """
-
-    def program(leaves: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
-        history = inputs["history"]  # [b, T]
-        segment = (history != 0).astype(jnp.int32)
-        batch = {**inputs, "segment": segment, "position": jnp.arange(length, dtype=jnp.int32)[None] * segment}
-        if "user" in inputs:
-            batch["user"] = jnp.broadcast_to(inputs["user"][:, None], history.shape)
-        values = method.encode_query(unflatten(method.spec(), leaves), batch).values  # type: ignore[attr-defined]
-        return _single(values, method, "query")
-
-    abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
-
-    def lower(platforms: tuple[str, ...], names: list[str], batch: str = "b") -> jax.export.Exported:
-        shape = jax.export.symbolic_shape(batch)
-        inputs = {name: jax.ShapeDtypeStruct(shape if name == "user" else (*shape, length), jnp.int32) for name in names}
-        with compiling_for(platforms[0].replace("cuda", "gpu")):
-            # A new function each time: jit would remember the trace, with the kernels of the platform before.
-            return jax.export.export(jax.jit(lambda leaves, inputs: program(leaves, inputs)), platforms=platforms)(abstract, inputs)
-
-    # Where no shape is symbolic, jit drops the arguments that a program does not use. Parameters come first, then the inputs by name.
-    offered = ["history", "time", "user"]
-    kept = lower(("cpu",), offered, batch="2").module_kept_var_idx
-    names = [name for place, name in enumerate(offered, len(abstract)) if place in kept]
-    try:
-        one = lower(PLATFORMS, names).serialize()
-    except (NotImplementedError, ValueError):
-        files = {platform: f"query.{platform}.stablehlo" for platform in PLATFORMS}
-        for platform, file in files.items():
-            (folder / file).write_bytes(lower((platform,), names).serialize())
-        return files, names
-    (folder / "query.stablehlo").write_bytes(one)
-    return dict.fromkeys(PLATFORMS, "query.stablehlo"), names
+def _write_encoder(folder: Path, method: Encoder, params: Tree, leaves: Mapping[str, Any], length: int, items: int) -> dict[str, Any]:
+    """Writes the query encoder and the vectors of the items, with their index; returns what the manifest says of them."""
+    programs, inputs = write_encoder(folder, method, leaves, length)
+    vectors = item_vectors(method, params, items)  # [N + 1, D]
+    np.save(folder / "items.npy", vectors, allow_pickle=False)
+    # Where ScaNN does not exist, the index is one that never builds a tree.
+    ScannIndex(np.arange(1, len(vectors)), vectors[1:], **{} if installed() else {"exact_below": sys.maxsize}).save(folder / "index")
+    return {"system": "encoder", "dim": vectors.shape[1], "programs": programs, "inputs": inputs}
 
 
 def item_vectors(method: Encoder, params: Tree, items: int) -> np.ndarray:
@@ -121,20 +91,13 @@ def item_vectors(method: Encoder, params: Tree, items: int) -> np.ndarray:
 
     @jax.jit
     def encode(params: Tree, ids: jax.Array) -> jax.Array:
-        return _single(method.encode_item(params, {"item": ids}).values, method, "item")
+        return single(method.encode_item(params, {"item": ids}).values, method, "item")
 
     ids = np.arange(items + 1, dtype=np.int32)
     size = min(ITEMS, len(ids))
     ids = np.concatenate([ids, np.zeros(-len(ids) % size, np.int32)])  # whole chunks, so that one program serves all
     vectors = [np.asarray(encode(params, chunk)) for chunk in ids.reshape(-1, size)]
     return np.concatenate(vectors)[: items + 1]
-
-
-def _single(values: jax.Array, method: Encoder, kind: str) -> jax.Array:
-    """[B, 1, D] -> [B, D] float32."""
-    if values.ndim != 3 or values.shape[1] != 1:
-        raise ValueError(f"{type(method).__name__}.encode_{kind} gives {values.shape}; a bundle holds one vector for each {kind}: [B, 1, D]")
-    return values[:, 0].astype(jnp.float32)
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

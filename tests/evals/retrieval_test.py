@@ -232,4 +232,4 @@ def test_a_generators_ranks_are_those_of_its_scores_as_far_as_its_beams_reach():
     for name in ("kept", "removed"):
         wanted = np.asarray(getattr(full, name))
         np.testing.assert_array_equal(getattr(beams, name), np.where(wanted > Best().beams, ITEMS, wanted))
-    assert not rank(Best(), scores, asked, items=ITEMS, length=6, removed=False).removed.any()
+    assert not rank(Best(), scores, asked, items=ITEMS, length=6, seen_removed=False).removed.any()

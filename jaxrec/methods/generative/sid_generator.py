@@ -195,7 +195,7 @@ def _counted(widths: tuple[int, ...]) -> Any:
     return init
 
 
-def tiny_sids(items: int = 30, widths: tuple[int, ...] = (4, 4, 3)) -> tuple[Sids, dict[str, np.ndarray]]:
+def tiny_sids(items: int = 30, widths: tuple[int, ...] = (4, 4, 3)) -> tuple[Sids, dict[str, Any]]:
     """(IDs for tests, their arrays by name): items counted in the mixed radix of the widths."""
     codes = np.asarray(_counted(widths)(jax.random.key(0), (items + 1, len(widths)), jnp.int32))
     trie = Trie.build(codes[1:], widths)
