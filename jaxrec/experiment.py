@@ -113,7 +113,8 @@ class Experiment:
         )
         if hasattr(small.method, "features"):  # the synthetic source has no columns but the computed ones
             computed = {column.name for column in small.data.columns}
-            small = override(small, {"method.features": tuple(feature for feature in small.method.features if feature.name in computed)})
+            features: tuple[Any, ...] = getattr(small.method, "features", ())
+            small = override(small, {"method.features": tuple(feature for feature in features if feature.name in computed)})
         return override(small, self.smoke)
 
 

@@ -109,6 +109,42 @@ def test_data_info_is_json(capsys):
     assert (info["users"], info["items"]) == (1000, 200) and len(info["first_histories"]) == 3
 
 
+SIDS = """
+from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.features import RandomVectors
+from jaxrec.data.sequences import Sequences
+from jaxrec.experiment import Experiment
+from jaxrec.methods.generative.tiger_decoder import TIGERDecoder
+from jaxrec.stages.quantizers import ResidualKMeans
+from jaxrec.stages.semantic_ids import SemanticIds
+from jaxrec.stages.sid_trie import SidTrie
+
+source = Synthetic(users=64, items=50)
+sids = SemanticIds(RandomVectors(source, 8), ResidualKMeans(levels=2, codes=4))
+experiment = Experiment(TIGERDecoder(), Sequences(source, batch=8, form="stream", columns=(SidTrie(sids),)), steps=2)
+"""
+
+
+def test_data_sids_reports_draws_and_looks_up_both_ways(capsys, tmp_path):
+    path = tmp_path / "small_sids.py"
+    path.write_text(SIDS)
+    main(["data", "sids", str(path), "--plot", str(tmp_path / "tree.png")])
+    said = capsys.readouterr().out
+    assert "50" in said and (tmp_path / "tree.png").read_bytes()[1:4] == b"PNG"
+    main(["data", "sids", str(path), "--item", "item-7"])
+    codes = capsys.readouterr().out.split()
+    assert len(codes) == 3 and all(code.isdigit() for code in codes)
+    main(["data", "sids", str(path), "--prefix", ",".join(codes[:2])])
+    listed = capsys.readouterr().out
+    assert listed.strip()
+    assert "has no item 'item-x'; ids are like" in refused(capsys, "data", "sids", str(path), "--item", "item-x")
+    assert "codes=256 is more than the 200 different embeddings" in refused(capsys, "data", "sids", "synthetic")
+
+
+def test_data_sids_of_an_experiment_without_any_says_so(capsys, experiment):
+    assert "has no semantic IDs: its data.columns hold no SidTrie" in refused(capsys, "data", "sids", experiment)
+
+
 def test_training_overrides_and_refuses_another_configuration(capsys, experiment, tmp_path):
     workdir = tmp_path / "run"
     arguments = ["train", experiment, "--smoke", "--workdir", str(workdir)]

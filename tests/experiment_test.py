@@ -11,8 +11,9 @@ import pytest
 
 from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.data.sequences import Sequences
-from jaxrec.experiment import Evaluator, Experiment, describe, differences, load, override
+from jaxrec.experiment import Evaluator, Experiment, changes, describe, differences, identify, load, override
 from jaxrec.method import Actor, Method
+from jaxrec.methods.generative.tiger_decoder import TIGERDecoder
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.features import Feature
 from jaxrec.sharding import Layout
@@ -111,10 +112,10 @@ def test_methods_that_couple_examples_refuse_accumulation_and_pmap():
         dataclasses.replace(SMALL, method=Acting(), accumulate=2)
 
 
-@pytest.mark.parametrize("changes", [{"steps": -1}, {"accumulate": 0}, {"dispatch": 0}])
-def test_numbers_out_of_range_are_refused(changes):
+@pytest.mark.parametrize("values", [{"steps": -1}, {"accumulate": 0}, {"dispatch": 0}])
+def test_numbers_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match="steps >= 0, accumulate >= 1 and dispatch >= 1 are needed"):
-        dataclasses.replace(SMALL, **changes)
+        dataclasses.replace(SMALL, **values)
 
 
 def test_a_batch_that_does_not_divide_into_microbatches_is_refused():
@@ -130,3 +131,16 @@ def test_smoked_is_small_and_takes_its_own_overrides():
 def test_an_evaluator_without_a_call_says_so():
     with pytest.raises(TypeError, match="Evaluator does not evaluate"):
         Evaluator()(None, None, None)
+
+
+def test_rows_of_another_form_than_the_method_learns_from_are_refused():
+    wrong = Experiment(TIGERDecoder(), Sequences(Synthetic(users=64, items=50), batch=8), steps=1)
+    with pytest.raises(ValueError, match="TIGERDecoder learns from rows of form 'stream', but data.form is 'next'; set data.form='stream'"):
+        wrong.resolve()
+
+
+def test_how_a_generator_searches_may_change_after_its_training():
+    made = Experiment(TIGERDecoder(), Sequences(Synthetic(users=64, items=50), batch=8, form="stream"), steps=1)
+    before = json.loads(json.dumps(identify(made)))
+    assert changes(before, override(made, {"method.beams": 50, "method.constrained": False})) == []
+    assert changes(before, override(made, {"method.dim": 64})) == ["method.dim: 128 -> 64"]

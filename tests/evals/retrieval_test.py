@@ -161,7 +161,7 @@ def test_no_examples_no_ranks():
 def test_wrong_systems_and_shapes_are_refused():
     asked, ask = examples(), {"items": ITEMS, "length": 3}
     params = {"user": np.ones((USERS, WIDTH)), "item": np.ones((ITEMS + 1, WIDTH))}
-    with pytest.raises(TypeError, match="Method cannot rank items: it is neither an Encoder nor a Scorer nor a Baseline"):
+    with pytest.raises(TypeError, match="Method cannot rank items: it is neither an Encoder nor a Scorer nor a Generator nor a Baseline"):
         rank(Method(), params, asked, **ask)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Inner.encode_item gave \(31, 2, 4\); this evaluation wants one vector each: \(31, 1, D\)"):
         rank(Inner(each=2), params, asked, **ask)
