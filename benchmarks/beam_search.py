@@ -71,7 +71,7 @@ def ours(codes: np.ndarray) -> tuple[TIGER, object]:
     """TIGER of the published size over these IDs, with random weights."""
     trie = Trie.build(codes, (codes.max(axis=0) + 1).tolist())
     sizes = trie.sizes
-    sids = Sids("sid", sizes.items, sizes.bucket, sizes.widths, sizes.nodes, sizes.branching, sizes.dense)
+    sids = Sids("sid", sizes.items, sizes.bucket, sizes.widths, sizes.nodes, sizes.branching, sizes.dense, draw=0)
     method = TIGER(sids=sids, segments=1)
     named = {f"sids.trie.{name}": jnp.asarray(leaf) for name, leaf in flatten(trie).items()}
     named["sids.codes"] = jnp.asarray(np.concatenate([np.full((1, codes.shape[1]), -1), codes]), jnp.int32)

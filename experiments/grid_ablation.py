@@ -91,8 +91,8 @@ def rated(cell: Experiment, name: str, steps: int, seed: int) -> list[Any]:
     shared = name == "base" or set(GRID[name]) <= set(SEARCH)  # other searches over the same parameters
     workdir = Path("runs/grid_ablation") / f"{'base' if shared else name}-{steps}-seed{seed}"
     say(f"\n=== {name}, {workdir}")
-    train(cell, workdir)
-    rows = summarise(evaluate_run(cell, workdir))
+    train(variant("base", steps, seed) if shared else cell, workdir)
+    rows = summarise(evaluate_run(cell, workdir, keep=name == "base" or not shared))
     return [row for row in rows if row.n and (row.seen, row.targets) in (("seen kept", "all targets"), ("seen removed", "warm targets"))]
 
 

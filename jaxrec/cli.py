@@ -79,6 +79,7 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.evals import complementarity
     from jaxrec.evals.compare import compare, text, to_json
     from jaxrec.evals.retrieval import Ranks
 
@@ -90,7 +91,10 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
         ranks.append(Ranks.load(path))
     names = (Path(options.first).name, Path(options.second).name)
     result = compare(*ranks, names=names)
-    print(json.dumps(to_json(result), indent=1) if options.json else text(result, names))
+    if options.json:
+        print(json.dumps(to_json(result), indent=1))
+    else:
+        print(text(result, names) + "\n\n" + complementarity.text(complementarity.complementarity(*ranks, names=names), names))
 
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:

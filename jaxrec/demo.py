@@ -1,4 +1,4 @@
-"""The demo: from this machine's Python code to trained, evaluated, exported, queryable recommenders: by item, by text, and by semantic ID."""
+"""The demo: from this machine's Python code to recommenders by item, by text and by semantic ID; the first is exported and queried."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def demo(workdir: Path) -> None:
         say(f"{len(interactions.users):,} functions, {len(interactions.items):,} called items, {len(interactions.sequence):,} calls")
     with stage("train", "2/8  Train: SASRec, with packing and sampled softmax", seconds):
         train(experiment, workdir / "run")
-    with stage("text", "3/8  Text: SASRec that knows the items by their docstrings only, and EnsRec, which adds both models' scores", seconds):
+    with stage("text", "3/8  Text: SASRec that knows the items by their docstrings only, and EnsRec, which adds both models' cosines", seconds):
         text = load(TEXT)
         train(text, workdir / "text")
         ensemble = replace(load(ENSEMBLE), init_from={"id": str(workdir / "run"), "text": str(workdir / "text")})

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxrec.artifact import Artifact
+from jaxrec.artifact import Artifact, checksum
 from jaxrec.data.sequences import Sequences
 from jaxrec.method import Actor, Method, bind
 from jaxrec.optimizer import Adam
@@ -97,6 +97,11 @@ class Experiment:
         wanted, given = getattr(self.method, "form", None), getattr(self.data, "form", None)
         if wanted not in (None, given):
             raise ValueError(f"{type(self.method).__name__} learns from rows of form {wanted!r}, but data.form is {given!r}; set data.form={wanted!r}")
+        if given == "stream" and wanted is None and getattr(self.method, "positions", False):
+            raise ValueError(
+                f"{type(self.method).__name__} has positions for the {self.data.length} items of data.length, and rows of form 'stream' hold one more; "
+                "set data.form='next'"
+            )
         named = {parameter: self.data.column(name) for parameter, name in columns_of(self.method).items()}
         return dataclasses.replace(self, method=bind(self.method, self.data.info()), tables=dict(sorted(named.items())) | dict(self.tables))
 
@@ -183,25 +188,34 @@ def columns_of(method: Any, prefix: str = "") -> dict[str, str]:
     if hasattr(method, "members"):
         for name, member in zip(method.names, method.members, strict=True):
             found |= columns_of(member, f"{prefix}{name}.")
+    if hasattr(method, "ensemble"):
+        found |= columns_of(method.ensemble, prefix)
     return found
 
 
 FREE = ("log_every", "eval_every", "save_every", "patience", "layout", "dispatch", "name", "smoke")
 """Fields that may change between the start of a run and its continuation; the rest decide the result."""
 SEARCH = ("method.beams", "method.per_id", "method.constrained")
-"""How a generator searches, which its training does not see."""
+"""How a generator searches: it may be asked otherwise than it was validated."""
 
 
 def identify(experiment: Experiment) -> dict[str, Any]:
     """What a run is: its fields, and the content of the data and tables behind them, which a path does not tell."""
     tables = {name: table.fingerprint() for name, table in experiment.tables.items()}
     source = getattr(experiment.data, "source", None)  # data that is made up on the spot has nothing behind its fields
-    return {**describe(experiment), "content": {"data": source.fingerprint() if isinstance(source, Artifact) else None, "tables": tables}}
+    runs = {name: Path(at) / "experiment.json" for name, at in experiment.init_from.items() if isinstance(at, str)}
+    starts = {name: checksum(path) for name, path in runs.items() if path.exists()}
+    content = {"data": source.fingerprint() if isinstance(source, Artifact) else None, "tables": tables, "starts": starts}
+    return {**describe(experiment), "content": content}
 
 
-def changes(before: Mapping[str, Any], experiment: Experiment) -> list[str]:
-    """Where an experiment differs from what `identify` said of a run, in what decides the result; one line each."""
-    lines = [line for line in differences(before, identify(experiment)) if line.split(".")[0].split(":")[0] not in FREE and line.split(":")[0] not in SEARCH]
+def changes(before: Mapping[str, Any], experiment: Experiment, *, search: bool = False) -> list[str]:
+    """Where an experiment differs from what `identify` said of a run, in what decides the result; one line each.
+
+    With `search`, how a generator searches may differ: that is a question to trained parameters, but training chooses the best ones by it.
+    """
+    free = {*FREE, *SEARCH} if search else set(FREE)
+    lines = [line for line in differences(before, identify(experiment)) if not {line.split(".")[0].split(":")[0], line.split(":")[0]} & free]
     return [f"{line} (a data file, or what it is read with, has changed)" if line.startswith("content.") else line for line in lines]
 
 

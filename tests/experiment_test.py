@@ -142,5 +142,7 @@ def test_rows_of_another_form_than_the_method_learns_from_are_refused():
 def test_how_a_generator_searches_may_change_after_its_training():
     made = Experiment(TIGERDecoder(), Sequences(Synthetic(users=64, items=50), batch=8, form="stream"), steps=1)
     before = json.loads(json.dumps(identify(made)))
-    assert changes(before, override(made, {"method.beams": 50, "method.constrained": False})) == []
+    other = override(made, {"method.beams": 50, "method.constrained": False})
+    assert changes(before, other, search=True) == []
+    assert changes(before, other) == ["method.beams: 20 -> 50", "method.constrained: True -> False"]  # validation would choose by another search
     assert changes(before, override(made, {"method.dim": 64})) == ["method.dim: 128 -> 64"]

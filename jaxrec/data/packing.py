@@ -1,6 +1,7 @@
 """Sequence packing: several short histories in one row, told apart by segment numbers.
 
-Histories are short and rows are not: padding nine items to fifty wastes four fifths of the work. Packed rows are over 99 % full.
+Histories are short and rows are not: padding nine items to fifty wastes four fifths of the work. Packed rows are over 99 %
+full; about 90 % where at most 8 histories share one.
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ class Sequences:
     def smoke(self) -> Sequences:
         """The same data in miniature: a synthetic source with the same element spec, for tests of a few steps."""
         small = Synthetic(users=64, items=50)
-        return dataclasses.replace(self, source=small, batch=8, columns=tuple(column.smoke(small) for column in self.columns))
+        short = {"length": min(self.length, 16), "row": min(self.row, 32)}
+        return dataclasses.replace(self, source=small, batch=8, columns=tuple(column.smoke(small) for column in self.columns), **short)
 
 
 class _Mask:

@@ -218,7 +218,7 @@ def resolve(
       key: None for the first items by the priority that the trie was built with; a key for a uniformly random choice.
 
     Returns:
-      items [B, K * M] int32 without duplicates, then 0; log_probs [B, K * M] float32 of their tuples, then -inf.
+      items [B, K * M] int32 without duplicates, then 0 (and 0 in the place of a leaf -1); log_probs [B, K * M] float32 of their tuples, then -inf.
     """
     if per_leaf < 1 or leaf.shape != log_probs.shape:
         raise ValueError(f"per_leaf={per_leaf} must be at least 1, and leaf {leaf.shape} and log_probs {log_probs.shape} of one shape [batch, beams]")
@@ -230,7 +230,8 @@ def resolve(
     found = (place < end[..., None]) & (leaf >= 0)[..., None]
     items = jnp.where(found, trie.item(jnp.minimum(place, trie.sizes.items - 1)), 0).reshape(len(leaf), -1)
     scores = jnp.where(found, log_probs[..., None].astype(jnp.float32), -jnp.inf).reshape(len(leaf), -1)
-    order = jnp.argsort(items == 0, axis=1, stable=True)
+    lost = (leaf < 0)[..., None] & (jnp.arange(per_leaf) == 0)[None, None]  # an ID that is no item's keeps one place: it was an answer, and a miss
+    order = jnp.argsort(~(found | lost).reshape(len(leaf), -1), axis=1, stable=True)
     return jnp.take_along_axis(items, order, axis=1), jnp.take_along_axis(scores, order, axis=1)
 
 

@@ -35,7 +35,7 @@ def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, i
     path = workdir / "experiment.json"
     if not path.exists():
         raise FileNotFoundError(f"there is no run in {workdir}; train first: jaxrec train experiments/{experiment.name}.py")
-    changed = changes(json.loads(path.read_text()), experiment)
+    changed = changes(json.loads(path.read_text()), experiment, search=True)
     if changed:
         raise ValueError(
             f"{workdir} was trained with another configuration (was -> asked for):\n  "
@@ -48,14 +48,15 @@ def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, i
     return experiment, unflatten(abstract(spec), leaves), step
 
 
-def evaluate_run(experiment: Experiment, workdir: Path, split: Literal["validation", "test"] = "test") -> Ranks:
-    """Where a trained run ranks each target; kept beside the run as `ranks_<split>.npz` for `compare`."""
+def evaluate_run(experiment: Experiment, workdir: Path, split: Literal["validation", "test"] = "test", *, keep: bool = True) -> Ranks:
+    """Where a trained run ranks each target; unless `keep` is False, kept beside the run as `ranks_<split>.npz` for `compare`."""
     experiment, params, _ = load_run(experiment, workdir)
     data = experiment.data
     if not len(data.examples(split)):
         raise ValueError(f"the {split} split asks nobody: no user has events on both sides of the cut; use LeaveOneOut(), or larger shares of TimeSplit")
     ranks = rank(experiment.method, params, data.examples(split), items=data.info()["items"], length=data.length)  # type: ignore[arg-type]
-    ranks.save(workdir / f"ranks_{split}.npz")
+    if keep:
+        ranks.save(workdir / f"ranks_{split}.npz")
     return ranks
 
 

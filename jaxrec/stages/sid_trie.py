@@ -45,7 +45,7 @@ class SidTrie(Column):
 
     def info(self) -> dict[str, Any]:
         self.get()
-        return {"of": "item", "kind": "sid", **json.loads((self.folder() / "sizes.json").read_text())}
+        return {"of": "item", "kind": "sid", "draw": int(self.sids.get().dedup == "random"), **json.loads((self.folder() / "sizes.json").read_text())}
 
     def smoke(self, source: Source) -> SidTrie:
         return dataclasses.replace(self, sids=RandomSids(source, (4, 4, 4)), priority=None)

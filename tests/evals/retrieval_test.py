@@ -46,7 +46,7 @@ class Table(Scorer):
 class Best(Generator):
     """The items of the highest scores by user, straight from a table, but those denied."""
 
-    beams: int = 7
+    beams: int = 12
 
     def generate(self, params, batch, key, *, beams):
         scores = jnp.asarray(params)[batch["user"][:, 0]].at[:, 0].set(-jnp.inf)
@@ -232,4 +232,6 @@ def test_a_generators_ranks_are_those_of_its_scores_as_far_as_its_beams_reach():
     for name in ("kept", "removed"):
         wanted = np.asarray(getattr(full, name))
         np.testing.assert_array_equal(getattr(beams, name), np.where(wanted > Best().beams, ITEMS, wanted))
+    with pytest.raises(ValueError, match="beams=5 give 5 items, and metrics look at the first 10; set method.beams to 10 or more"):
+        rank(Best(beams=5), scores, asked, items=ITEMS, length=6)
     assert not rank(Best(), scores, asked, items=ITEMS, length=6, seen_removed=False).removed.any()

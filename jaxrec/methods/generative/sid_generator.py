@@ -34,6 +34,7 @@ class Sids:
     nodes: tuple[int, ...] = (FROM_DATA,)
     branching: tuple[int, ...] = (FROM_DATA,)
     dense: int = FROM_DATA
+    draw: int = FROM_DATA  # 1: of the items that share an ID, any is drawn; 0: the first by priority
 
     @property
     def sizes(self) -> TrieSizes:
@@ -158,8 +159,11 @@ class SidGenerator(Method, Generator):
         items = jnp.arange(length * self.tokens_per_item, dtype=jnp.int32)
         return items if not self.users else jnp.concatenate([jnp.full(segments, FAR, jnp.int32), items])
 
-    def search(self, trie: Trie, batch: Batch, step: Callable[..., Any], beams: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(codes [B, K, H], items [B, K * per_id], log-probs [B, K * per_id]) of the best IDs under the request's lists `allow` and `deny` [B, S]."""
+    def search(self, trie: Trie, batch: Batch, step: Callable[..., Any], beams: int, key: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(codes [B, K, H], items [B, K * per_id], log-probs [B, K * per_id]) of the best IDs under the request's lists `allow` and `deny` [B, S].
+
+        Items are in the order of their IDs, but those that a list leaves out free their places, so item k need not be that of ID k.
+        """
         restriction = restrict(trie, allow=batch.get("allow"), deny=batch.get("deny"))
         if self.constrained:
             found = beam_search(step, None, beams=beams, trie=trie, restriction=restriction)
@@ -167,7 +171,7 @@ class SidGenerator(Method, Generator):
         else:
             found = beam_search(step, None, beams=beams, widths=self.sids.widths)
             leaf = lookup(trie, found.codes)
-        items, log_probs = resolve(trie, leaf, found.log_probs, per_leaf=self.per_id, restriction=restriction)
+        items, log_probs = resolve(trie, leaf, found.log_probs, per_leaf=self.per_id, restriction=restriction, key=key if self.sids.draw else None)
         return found.codes, items, log_probs
 
 
@@ -200,7 +204,7 @@ def tiny_sids(items: int = 30, widths: tuple[int, ...] = (4, 4, 3)) -> tuple[Sid
     codes = np.asarray(_counted(widths)(jax.random.key(0), (items + 1, len(widths)), jnp.int32))
     trie = Trie.build(codes[1:], widths)
     sizes = trie.sizes
-    return Sids("sid", sizes.items, sizes.bucket, sizes.widths, sizes.nodes, sizes.branching, sizes.dense), {"codes": codes, "trie": trie}
+    return Sids("sid", sizes.items, sizes.bucket, sizes.widths, sizes.nodes, sizes.branching, sizes.dense, draw=0), {"codes": codes, "trie": trie}
 
 
 def tiny_rows(form: str) -> dict[str, np.ndarray]:

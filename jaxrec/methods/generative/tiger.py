@@ -106,7 +106,7 @@ class TIGER(SidGenerator):
         return params.decoder_norm(x)
 
     def generate(self, params: Seq2Seq, batch: Batch, key: jax.Array | None = None, *, beams: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The `beams` best IDs for each history, (codes [B, K, H], items [B, K], log-probs [B, K]); rows hold one history each."""
+        """The `beams` best IDs for each history, (codes [B, K, H], items and log-probs [B, K * per_id]); rows hold one history each."""
         memory, segment = self.encode(params, batch, None, 1)
         hidden = hide(segment > 0)[:, None, None]  # [B, 1, 1, S]
         layers = [layer for layer, _ in params.decoder.each(None)]
@@ -122,7 +122,7 @@ class TIGER(SidGenerator):
                 longer.append(kept)
             return params.tokens.log_probs(level, params.decoder_norm(x)), tuple(longer)
 
-        return self.search(params.sids.trie, batch, step, beams)
+        return self.search(params.sids.trie, batch, step, beams, key)
 
 
 def tiny() -> tuple[TIGER, Batch]:

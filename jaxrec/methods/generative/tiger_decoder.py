@@ -73,7 +73,7 @@ class TIGERDecoder(SidGenerator):
         return params.norm(x), segment, remembered
 
     def generate(self, params: Stream, batch: Batch, key: jax.Array | None = None, *, beams: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The `beams` best IDs for each history, (codes [B, K, H], items [B, K], log-probs [B, K]); rows hold one history each."""
+        """The `beams` best IDs for each history, (codes [B, K, H], items and log-probs [B, K * per_id]); rows hold one history each."""
         states, segment, remembered = self.states(params, right_aligned(batch), None, 1)
         hidden, prompt = hide(segment > 0)[:, None, None], self.places(batch["history"].shape[1], 1)
         layers = [layer for layer, _ in params.stack.each(None)]
@@ -90,7 +90,7 @@ class TIGERDecoder(SidGenerator):
                 longer.append(kept)
             return params.tokens.log_probs(level, params.norm(x)), tuple(longer)
 
-        return self.search(params.sids.trie, batch, step, beams)
+        return self.search(params.sids.trie, batch, step, beams, key)
 
 
 def right_aligned(batch: Batch) -> Batch:

@@ -32,6 +32,7 @@ class BERT4Rec(NextItem):
     last_share: float = 0.1
 
     causal: ClassVar[bool] = False
+    form: ClassVar[str] = "next"  # the cloze is over the targets
 
     def block(self) -> TransformerBlock:
         return TransformerBlock.spec(self.dim, self.heads, self.hidden or 4 * self.dim, self.dropout, jax.nn.gelu)
