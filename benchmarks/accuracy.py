@@ -35,6 +35,7 @@ PUBLISHED = {  # (Recall@10, NDCG@10) of Tikhonovich et al. 2025, arXiv 2508.064
 }
 PROTOCOL = ("seen removed", "warm targets")  # theirs
 METRICS = ("Recall@10", "NDCG@10")
+DATASETS = ("beauty", "sports", "toys", "ml1m", "python_api")
 
 
 def main() -> None:
@@ -54,8 +55,13 @@ def main() -> None:
         label = name + (" refit" if options.refit else "")
         record("accuracy", results(label, type(experiment.method).__name__, rows, PUBLISHED.get(label)))  # a refit is compared with nothing
         for baseline, ranks in baseline_ranks(dataclasses.replace(experiment.data, refit=options.refit), "test").items():
-            dataset = name.split("_", 1)[1] + (" refit" if options.refit else "")
+            dataset = dataset_of(name) + (" refit" if options.refit else "")
             record("accuracy", results(f"{baseline} {dataset}", baseline, [summarise(ranks)], None))
+
+
+def dataset_of(name: str) -> str:
+    """The data set of an experiment, by the end of its name."""
+    return next((dataset for dataset in DATASETS if name.endswith(f"_{dataset}")), name)
 
 
 def run(experiment: Experiment, seed: int, refit: bool) -> list[Row]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy import dataset_of
 from jaxrec.artifact import write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -60,9 +61,9 @@ def accuracy(results: list[dict[str, Any]]) -> str:
     for row in results:
         run, protocol = row["name"].split(", ", 1)
         runs.setdefault(run, {})[protocol] = row
-    for dataset in dict.fromkeys(map(dataset_of, runs)):
+    for dataset in dict.fromkeys(map(group, runs)):
         lines += [f"| {dataset} | seeds | {' | '.join(PROTOCOLS)} | published |", "|---|---|---|---|---|"]
-        mine = {run: rows for run, rows in runs.items() if dataset_of(run) == dataset}
+        mine = {run: rows for run, rows in runs.items() if group(run) == dataset}
         for run, rows in sorted(mine.items(), key=lambda pair: -pair[1][PROTOCOLS[1]]["ours"]["NDCG@10"]):
             cells = [" / ".join(f"{rows[p]['ours'][m]:.4f} ±{half(rows[p]['interval'][m]):.4f}" for m in METRICS) for p in PROTOCOLS]
             peer = rows[PROTOCOLS[1]]["peer"]
@@ -72,9 +73,10 @@ def accuracy(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def dataset_of(run: str) -> str:
-    """The data set of a run: "sasrec_beauty" and "Markov beauty" are of beauty, "sasrec_beauty refit" of beauty refit."""
-    return next(part for part in (run.split("_", 1), run.split(" ", 1)) if len(part) == 2)[1]
+def group(run: str) -> str:
+    """The table of a run: "sasrec_beauty" and "Markov beauty" are of beauty, "sasrec_beauty refit" of beauty refit."""
+    first, _, rest = run.partition(" ")
+    return " ".join(filter(None, (dataset_of(first), rest))) if "_" in first else rest
 
 
 def half(interval: list[float]) -> float:

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from benchmarks import record as recording
+from benchmarks.readme import group
 from benchmarks.record import record
 
 
@@ -51,3 +52,11 @@ def test_outside_of_a_repository_the_commit_is_unknown(monkeypatch):
 
     monkeypatch.setattr(recording.subprocess, "run", absent)
     assert recording.commit() == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("run", "table"),
+    [("sasrec_beauty", "beauty"), ("tiger_decoder_beauty refit", "beauty refit"), ("Markov beauty refit", "beauty refit"), ("ItemKNN python_api", "python_api")],
+)
+def test_runs_and_baselines_of_a_data_set_share_a_table(run, table):
+    assert group(run) == table
