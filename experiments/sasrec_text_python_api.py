@@ -16,7 +16,7 @@ source = PythonApi()
 experiment = Experiment(
     method=SASRec(dim=64, dropout=0.3, negatives=512, temperature=0.1, ids=False, features=(Feature("text", kind="vector"),)),
     data=Sequences(source, batch=32, length=64, columns=(TextEmbeddings(source, TfidfSvd(dim=256)),)),
-    steps=1500,
+    steps=1000,
     evals=(NextItemRetrieval(),),
     log_every=125,
     eval_every=250,

@@ -56,7 +56,7 @@ def test_outside_of_a_repository_the_commit_is_unknown(monkeypatch):
 
 @pytest.mark.parametrize(
     ("run", "table"),
-    [("sasrec_beauty", "beauty"), ("tiger_decoder_beauty refit", "beauty refit"), ("Markov beauty refit", "beauty refit"), ("ItemKNN python_api", "python_api")],
+    [("sasrec_beauty", "beauty"), ("tiger_decoder_beauty refit", "beauty refit"), ("Markov beauty refit", "beauty refit"), ("ItemKNN ml1m", "ml1m")],
 )
 def test_runs_and_baselines_of_a_data_set_share_a_table(run, table):
     assert group(run) == table
