@@ -173,7 +173,10 @@ def _sids(options: argparse.Namespace) -> None:
             raise ValueError(f"{options.name} has no item {options.item!r}; ids are like {', '.join(interactions.items[:3])}")
         print("".join(f"{code} " for code in table.sid(interactions.items.index(options.item) + 1)))
         return
-    prefix = [int(code) for code in options.prefix.split(",")] if options.prefix else []
+    prefix = [int(code) if code.strip().isdigit() else -1 for code in options.prefix.split(",")] if options.prefix else []
+    for place, (code, width) in enumerate(zip(prefix, table.widths)):
+        if not 0 <= code < width:
+            raise ValueError(f"--prefix {options.prefix}: code {place + 1} should be a number 0..{width - 1}, as in --prefix {table.codes[1, 0]}")
     if not prefix:
         print(text(report(table, sids.embeddings.get(), titles, sids.reconstructed())), end="\n\n")
     print(tree(table, titles, prefix))

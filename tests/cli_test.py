@@ -138,6 +138,8 @@ def test_data_sids_reports_draws_and_looks_up_both_ways(capsys, tmp_path):
     listed = capsys.readouterr().out
     assert listed.strip()
     assert "has no item 'item-x'; ids are like" in refused(capsys, "data", "sids", str(path), "--item", "item-x")
+    for wrong in ("x", "4", "-1"):
+        assert "code 1 should be a number 0..3, as in --prefix" in refused(capsys, "data", "sids", str(path), f"--prefix={wrong}")
     assert "codes=256 is more than the 200 different embeddings" in refused(capsys, "data", "sids", "synthetic")
 
 
