@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.evals.retrieval import Ranks
+from jaxrec.evals.retrieval import CUTOFFS, Ranks
 from jaxrec.ops import metrics
 
-CUTOFFS = (5, 10)
 DECISIVE = ("Recall@10", "NDCG@10")  # a model that is below a baseline on one of these is marked
 
 

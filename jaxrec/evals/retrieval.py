@@ -22,7 +22,7 @@ ANSWERS = ("target", "seen", "weight")  # what a batch of examples holds for the
 
 
 ARRAYS = ("kept", "removed", "cold", "user", "target")  # of Ranks
-CUTOFF = 10  # the deepest that `report.measure` looks
+CUTOFFS = (5, 10)  # how deep metrics look
 GENERATED = 128  # examples for which IDs are generated at once: a beam search holds the caches of all beams
 SAME = "rank both on the same examples"
 
@@ -137,8 +137,9 @@ def rank(
     elif isinstance(system, Scorer):
         batches = (_rank_by_scores(system, params, _inputs(b), b["target"], b["seen"], items) for b in examples.batches(batch, length))
     elif isinstance(system, Generator):
-        if (found := system.beams * getattr(system, "per_id", 1)) < min(CUTOFF, items):
-            raise ValueError(f"beams={system.beams} give {found} items, and metrics look at the first {CUTOFF}; set method.beams to {CUTOFF} or more")
+        deepest = max(CUTOFFS)
+        if (found := system.beams * getattr(system, "per_id", 1)) < min(deepest, items):
+            raise ValueError(f"beams={system.beams} give {found} items, and metrics look at the first {deepest}; set method.beams to {deepest} or more")
         asked = examples.batches(min(batch, GENERATED), length)
         batches = (_rank_by_generation(system, params, _inputs(b), b["target"], b["seen"], items, seen_removed) for b in asked)
     elif isinstance(system, Baseline):
