@@ -72,12 +72,9 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     reported = saved = done
     stop, interrupted = bool(experiment.patience) and progress["stale"] >= experiment.patience, False
     with stopping() as stopped, contextlib.closing(checkpoints), contextlib.closing(log):
-        if not experiment.steps and checkpoints.latest_step() is None:  # nothing to train: where it starts is the result
-            if experiment.evals:
-                values = evaluate(experiment, runner.read(state).params)
-                judge(progress, values, done)
-                log.report(done, values)
-            checkpoints.save(runner.read(state), {**progress, "data": iterator.get_state()})
+        if not experiment.steps and checkpoints.latest_step() is None:
+            progress["data"] = iterator.get_state()
+            values = keep_start(experiment, runner.read(state), progress, checkpoints, log)
         while done < experiment.steps and not stop:
             burst = next_stop(done, experiment) - done
             state, metrics = runner.run(state, [next(iterator) for _ in range(burst)])
@@ -134,6 +131,16 @@ def evaluate(experiment: Experiment, params: Tree) -> dict[str, float]:
     """The values of all evaluators, in their order."""
     whole = gathered(params)
     return {name: float(value) for evaluator in experiment.evals for name, value in evaluator(experiment.method, whole, experiment.data)}
+
+
+def keep_start(experiment: Experiment, state: State, progress: dict[str, Any], checkpoints: Checkpoints, log: Log) -> dict[str, float]:
+    """Evaluates and saves a run of no steps: nothing is trained, and where it starts is the result."""
+    values = evaluate(experiment, state.params) if experiment.evals else {}
+    if values:
+        judge(progress, values, 0)
+        log.report(0, values)
+    checkpoints.save(state, progress)
+    return values
 
 
 def judge(progress: dict[str, Any], measured: dict[str, float], step: int) -> bool:
