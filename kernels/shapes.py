@@ -34,3 +34,33 @@ ODD = (
     Softmax(257, 64, 515, (1, 511)),
     Softmax(300, 33, 1025, (600, 601)),  # every tile but one is masked
 )
+
+
+@dataclass(frozen=True)
+class MaxSim:
+    """Sizes of a late-interaction score.
+
+    Attributes:
+      queries: B.
+      query_tokens: N of each.
+      documents: C.
+      document_tokens: M of each at most; ragged ones have 0 to M.
+      dim: D.
+    """
+
+    queries: int
+    query_tokens: int
+    documents: int
+    document_tokens: int
+    dim: int
+
+
+RERANK = MaxSim(1, 32, 1000, 180, 128)  # one query of ColBERT against the candidates of a first stage
+IN_BATCH = MaxSim(64, 32, 64, 180, 128)  # training with in-batch negatives
+PAGES = MaxSim(4, 24, 64, 1030, 128)  # page images: a vector per patch
+
+ODD_MAXSIM = (
+    MaxSim(1, 1, 1, 1, 1),
+    MaxSim(3, 5, 7, 11, 8),
+    MaxSim(2, 33, 9, 130, 96),
+)
