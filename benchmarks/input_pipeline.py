@@ -40,7 +40,7 @@ def main() -> None:
     real = bool(os.environ.get("JAXREC_DATA_DIR"))
     data = Sequences(AmazonP5("beauty") if real else Synthetic(users=22_363, items=12_101, length=9.0), batch=128)
     method = bind(SASRec(dim=64, negatives=512), data.info())
-    record("input_pipeline", measure("beauty", data.batches(), Ours(method, [(1.0, take(data.batches()))]), data.histories_per_row(), options))
+    record("input_pipeline", measure("beauty", data.batches(), Ours(method, [(1.0, take(data.batches()))]), data.examples_per_row(), options))
     with tempfile.TemporaryDirectory() as folder:
         say(f"writing {options.rows:,} rows")
         batches = Batches(write_rows(Path(folder), options.rows, method.items), data.batch)
@@ -48,7 +48,7 @@ def main() -> None:
         record("input_pipeline", measure(label, batches, Ours(method, [(1.0, take(batches))]), 1.0, options))
 
 
-def measure(label: str, batches: Batches, step: Ours, histories_per_row: float, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure(label: str, batches: Batches, step: Ours, examples_per_row: float, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Batches per second of both iterators against those of the step."""
     iterators: dict[str, Iterator[Any]] = {"grain": batches.iterate(), "plain": BatchIterator(batches)}
     step.time(1)  # compiles
@@ -68,7 +68,7 @@ def measure(label: str, batches: Batches, step: Ours, histories_per_row: float, 
             "ours": round(statistics.median(rates), 1),
             "peer": round(need, 2),
             "unit": "batches/s",
-            "histories_per_s": round(statistics.median(rates) * batches.size * histories_per_row),
+            "histories_per_s": round(statistics.median(rates) * batches.size * examples_per_row),
             "rows_per_batch": batches.size,
         }
         for name, rates in read.items()

@@ -101,7 +101,7 @@ def beauty(torch: Process | None, folder: Path, options: argparse.Namespace) -> 
     real = bool(os.environ.get("JAXREC_DATA_DIR"))
     data = Sequences(AmazonP5("beauty") if real else Synthetic(users=22_363, items=12_101, length=9.0), batch=128)
     method = bind(SASRec(dim=64, negatives=512), data.info())
-    histories = round(data.batch * data.histories_per_row())
+    histories = round(data.batch * data.examples_per_row())
     padded = dataclasses.replace(data, packing=False, batch=histories)
     batches = {"packed": take(data.batches()), "padded": take(padded.batches())}
     contenders: dict[str, Ours | Torch] = {name: Ours(method, [(1.0, kept)]) for name, kept in batches.items()}
@@ -125,11 +125,11 @@ def ml1m(loss_name: str, torch: Process | None, folder: Path, options: argparse.
     source = MovieLens("1m") if real else Synthetic(users=6040, items=3416, length=165.5)
     padded = Sequences(source, batch=128, length=200, packing=False)
     packed = dataclasses.replace(padded, packing=True, row=256)
-    packed = dataclasses.replace(packed, batch=round(padded.batch / packed.histories_per_row()))
+    packed = dataclasses.replace(packed, batch=round(padded.batch / packed.examples_per_row()))
     negatives = 1 if loss_name == "bce" else 256
     method = bind(SASRec(dim=50, dropout=0.2, loss_name=loss_name, negatives=negatives), padded.info())  # type: ignore[arg-type]
     batches = {"padded": take(padded.batches()), "packed": take(packed.batches())}
-    whole = padded.batch / (packed.batch * packed.histories_per_row())  # rows are whole, so a packed step is a little more or less than the padded one
+    whole = padded.batch / (packed.batch * packed.examples_per_row())  # rows are whole, so a packed step is a little more or less than the padded one
     contenders: dict[str, Ours | Torch] = {name: Ours(method, [(whole if name == "packed" else 1.0, kept)]) for name, kept in batches.items()}
     label = f"ml-1m, {loss_name}" + ("" if loss_name == "softmax" else f" {negatives}")
     pairs = [("padded", "torch", f"{label}: padded to 200, torch padded to 200"), ("packed", "torch", f"{label}: packed rows of 256, torch padded to 200")]

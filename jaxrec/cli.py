@@ -70,10 +70,19 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.data.passages import Passages
+
+    experiment = _experiment(options, rest)
+    if isinstance(experiment.data, Passages):
+        from jaxrec.evals import search
+        from jaxrec.stages.searches import evaluate_search
+
+        judged = evaluate_search(experiment, _workdir(options, experiment), options.split)
+        print(json.dumps(search.to_json(judged), indent=1) if options.json else search.table(judged))
+        return
     from jaxrec.evals.report import table, to_json
     from jaxrec.stages.runs import baseline_ranks, evaluate_run
 
-    experiment = _experiment(options, rest)
     systems = {experiment.name: evaluate_run(experiment, _workdir(options, experiment), options.split), **baseline_ranks(experiment.data, options.split)}
     print(json.dumps(to_json(systems), indent=1) if options.json else table(systems))
 
@@ -155,10 +164,11 @@ def _sids(options: argparse.Namespace) -> None:
     from jaxrec.stages.sid_report import plot, report, text, tree
 
     if options.name.endswith(".py"):
+        from jaxrec.data.sequences import with_histories
         from jaxrec.experiment import load
         from jaxrec.stages.sid_trie import SidTrie
 
-        data = load(options.name).data
+        data = with_histories(load(options.name).data)
         source, found = data.source, [column.sids for column in data.columns if isinstance(column, SidTrie) and isinstance(column.sids, SemanticIds)]
         if not found:
             raise ValueError(f"{options.name} has no semantic IDs: its data.columns hold no SidTrie of SemanticIds")

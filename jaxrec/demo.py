@@ -26,6 +26,7 @@ def demo(workdir: Path) -> None:
     """
     if not EXPERIMENT.exists():
         raise FileNotFoundError(f"{EXPERIMENT} is not here; run the demo from a checkout of jaxrec")
+    from jaxrec.data.sequences import with_histories
     from jaxrec.evals.report import table, to_json
     from jaxrec.experiment import load
     from jaxrec.serve.bundle import Bundle
@@ -36,7 +37,7 @@ def demo(workdir: Path) -> None:
     seconds: dict[str, float] = {}
     experiment = load(EXPERIMENT)
     with stage("data", "1/8  Data: every function of the installed Python packages is a session, every call an item", seconds):
-        interactions = experiment.data.source.get()
+        interactions = with_histories(experiment.data).source.get()
         say(f"{len(interactions.users):,} functions, {len(interactions.items):,} called items, {len(interactions.sequence):,} calls")
     with stage("train", "2/8  Train: SASRec, with packing and sampled softmax", seconds):
         train(experiment, workdir / "run")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxrec.artifact import Artifact, checksum
-from jaxrec.data.sequences import Sequences
+from jaxrec.data.data import Data
 from jaxrec.method import Actor, Method, bind
 from jaxrec.optimizer import Adam
 from jaxrec.sharding import Layout
@@ -60,7 +60,7 @@ class Experiment:
     """
 
     method: Method
-    data: Sequences
+    data: Data
     steps: int
     optimizer: Adam = field(default_factory=Adam)
     evals: tuple[Evaluator, ...] = ()
@@ -99,8 +99,8 @@ class Experiment:
             raise ValueError(f"{type(self.method).__name__} learns from rows of form {wanted!r}, but data.form is {given!r}; set data.form={wanted!r}")
         if given == "stream" and wanted is None and getattr(self.method, "positions", False):
             raise ValueError(
-                f"{type(self.method).__name__} has positions for the {self.data.length} items of data.length, and rows of form 'stream' hold one more; "
-                "set data.form='next'"
+                f"{type(self.method).__name__} has positions for the {self.data.info()['length']} items of data.length, and rows of form 'stream' hold "
+                "one more; set data.form='next'"
             )
         named = {parameter: self.data.column(name) for parameter, name in columns_of(self.method).items()}
         return dataclasses.replace(self, method=bind(self.method, self.data.info()), tables=dict(sorted(named.items())) | dict(self.tables))
@@ -117,7 +117,7 @@ class Experiment:
             self, data=self.data.smoke(), steps=4 if self.steps else 0, dispatch=1, patience=0, log_every=2, eval_every=4, save_every=4, tables={}, init_from={}
         )
         if hasattr(small.method, "features"):  # the synthetic source has no columns but the computed ones
-            computed = {column.name for column in small.data.columns}
+            computed = {column.name for column in getattr(small.data, "columns", ())}
             features: tuple[Any, ...] = getattr(small.method, "features", ())
             small = override(small, {"method.features": tuple(feature for feature in features if feature.name in computed)})
         return override(small, self.smoke)
@@ -206,6 +206,8 @@ def identify(experiment: Experiment) -> dict[str, Any]:
     runs = {name: Path(at) / "experiment.json" for name, at in experiment.init_from.items() if isinstance(at, str)}
     starts = {name: checksum(path) for name, path in runs.items() if path.exists()}
     content = {"data": source.fingerprint() if isinstance(source, Artifact) else None, "tables": tables, "starts": starts}
+    if isinstance(tokenizer := getattr(experiment.data, "tokenizer", None), Artifact):
+        content["tokenizer"] = tokenizer.fingerprint()
     return {**describe(experiment), "content": content}
 
 

@@ -52,7 +52,7 @@ class Clusters:
     def info(self):
         return {"width": self.width}
 
-    def histories_per_row(self):
+    def examples_per_row(self):
         return 1.0
 
 

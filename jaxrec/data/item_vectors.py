@@ -6,16 +6,17 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from jaxrec.artifact import Artifact
 from jaxrec.data.batches import Batches
+from jaxrec.data.data import Data
 
 
 @dataclass(frozen=True)
-class ItemVectorRows:
+class ItemVectorRows(Data):
     """One row per item: `vector` [B, E] float32 and `mask` [B].
 
     Attributes:
@@ -28,7 +29,9 @@ class ItemVectorRows:
     batch: int = 1024
     seed: int = 0
 
-    capacity: ClassVar[int] = 1  # tokens of a row
+    @property
+    def capacity(self) -> int:
+        return 1
 
     def batches(self, process: int = 0, processes: int = 1) -> Batches:
         vectors = self.source.get()[1:]
@@ -37,9 +40,6 @@ class ItemVectorRows:
     def info(self) -> dict[str, Any]:
         rows, width = self.source.get().shape
         return {"items": rows - 1, "width": width}
-
-    def histories_per_row(self) -> float:
-        return 1.0
 
     def smoke(self) -> ItemVectorRows:
         """The same form with a few made-up vectors."""

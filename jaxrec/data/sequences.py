@@ -12,6 +12,7 @@ import numpy as np
 from jaxrec.artifact import Artifact
 from jaxrec.data.batches import Batches
 from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.data import Data
 from jaxrec.data.examples import Examples
 from jaxrec.data.features import Column, FeatureTable, column_info
 from jaxrec.data.interactions import Interactions
@@ -58,7 +59,7 @@ class PackedRows(Artifact):
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(Data):
     """Histories to train on and questions to be asked.
 
     Attributes:
@@ -140,7 +141,7 @@ class Sequences:
             raise ValueError(f"the data has no column {name!r}; it has {', '.join([*computed, *known]) or 'none'}")
         return FeatureTable(self.source, name, known[name]["of"])
 
-    def histories_per_row(self) -> float:
+    def examples_per_row(self) -> float:
         """Mean number of histories that share a row."""
         return float(np.max(self.rows()["segment"], axis=1).mean())
 
@@ -180,6 +181,17 @@ class Sequences:
         small = Synthetic(users=64, items=50)
         short = {"length": min(self.length, 16), "row": min(self.row, 32)}
         return dataclasses.replace(self, source=small, batch=8, columns=tuple(column.smoke(small) for column in self.columns), **short)
+
+
+def with_histories(data: Any) -> Sequences:
+    """`data` itself, where histories are asked for.
+
+    Raises:
+      TypeError: it is of another kind.
+    """
+    if not isinstance(data, Sequences):
+        raise TypeError(f"{type(data).__name__} holds no histories of users; only an experiment on Sequences can be used here")
+    return data
 
 
 class _Mask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,7 @@ def hf_package(name: str) -> ModuleType:
 
 
 def locate(model: str) -> Path:
-    """The folder of a model: `model` itself if it is one, else what the hub holds under that id, downloaded once.
+    """The folder of a model: `model` itself if it is one, or `$JAXREC_MODEL_DIR/<model>`, else what the hub holds under that id, downloaded once.
 
     Raises:
       FileNotFoundError: it is neither, or the hub cannot be reached and the model was not downloaded before.
@@ -38,6 +39,8 @@ def locate(model: str) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    if (held := Path(os.environ.get("JAXREC_MODEL_DIR") or "models") / model).is_dir():
+        return held
     errors = hf_package("huggingface_hub.errors")
     try:
         files = ["config.json", "tokenizer.json", f"{WEIGHTS}*", "model-*.safetensors"]

@@ -19,7 +19,7 @@ class Context:
 
     Attributes:
       segment: [B, T] int32, which history a token belongs to; 0 = padding.
-      mask: [B, 1, T, T] bool, True where a query (third axis) may see a key (last axis).
+      mask: [B, 1, T or 1, T] bool, True where a query (third axis) may see a key (last axis).
       key: random key for dropout; None when evaluating.
       time: [B, T] int32 seconds, or None.
       bias: [1 or B, H, T, T] float32 added to the scores (relative positions), or None.

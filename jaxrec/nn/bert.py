@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrec.nn.attention import Attention, Context, check_heads, visible
+from jaxrec.nn.attention import Attention, Context, check_heads
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
@@ -65,7 +65,7 @@ class PostNormEncoder:
     rate: float = struct.field(pytree_node=False)
 
     def __call__(self, ids: jax.Array, mask: jax.Array, types: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
-        """The last layer's states [B, T, D]; those of padding mean nothing.
+        """The last layer's states [B, T, D]; padding sees the text and is not seen.
 
         Args:
           ids: [B, T] int32 word pieces.
@@ -78,8 +78,8 @@ class PostNormEncoder:
             raise ValueError(f"texts of {tokens} tokens are longer than the {self.length} positions of the model; truncate them to {self.length}")
         first, rest = split_key(key, 2)
         x = self.word(ids) + self.position(jnp.arange(tokens))[None] + self.type(jnp.zeros_like(ids) if types is None else types)
-        segment = (mask > 0).astype(jnp.int32)
-        return self.stack(dropout(self.norm(x), self.rate, first), Context(segment, visible(segment, causal=False), rest))
+        seen = mask > 0  # padding sees the text, and is seen by nothing
+        return self.stack(dropout(self.norm(x), self.rate, first), Context(seen.astype(jnp.int32), seen[:, None, None, :], rest))
 
 
 @dataclass(frozen=True)

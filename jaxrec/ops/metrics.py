@@ -1,7 +1,8 @@
 """Ranking metrics, per example and without sampling. All map [B] (or [B, K]) to [B] float64; average them over the users yourself.
 
 From ranks, where each example has one relevant item: `recall`, `ndcg`, `mrr`. From judged lists, where it may have many of several
-grades: `graded_recall`, `graded_ndcg`, `graded_mrr`. With one relevant item the two agree.
+grades: `graded_recall`, `graded_precision`, `graded_success`, `graded_ndcg`, `graded_mrr`, `graded_average_precision`, all as trec_eval
+defines them. With one relevant item the two agree.
 """
 
 from __future__ import annotations
@@ -53,6 +54,28 @@ def graded_mrr(grades: np.ndarray, k: int) -> np.ndarray:
     _check_cutoff(k)
     relevant = grades[:, :k] > 0
     return relevant.any(axis=1) / (1.0 + relevant.argmax(axis=1))
+
+
+def graded_success(grades: np.ndarray, k: int) -> np.ndarray:
+    """Success@k = whether any of the first k of `grades` [B, K] is relevant (a grade above 0); LoTTE's Success@5, and Hit@k."""
+    _check_cutoff(k)
+    return np.asarray((grades[:, :k] > 0).any(axis=1), np.float64)
+
+
+def graded_precision(grades: np.ndarray, k: int) -> np.ndarray:
+    """Precision@k = relevant items among the first k of `grades` [B, K] / k; of a list shorter than k the rest counts as irrelevant."""
+    _check_cutoff(k)
+    return (grades[:, :k] > 0).sum(axis=1) / k
+
+
+def graded_average_precision(grades: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """AP = sum over the places p of relevant items of Precision@p / all relevant items; those not retrieved count 0. Its mean is mAP.
+
+    Arguments and result as of `graded_recall`, without a cut-off: the list is as long as it was retrieved.
+    """
+    relevant = grades > 0
+    precision = np.cumsum(relevant, axis=1) / (1.0 + np.arange(grades.shape[1]))  # [B, K]
+    return _ratio((precision * relevant).sum(axis=1), (judged > 0).sum(axis=1))
 
 
 def _dcg(grades: np.ndarray) -> np.ndarray:

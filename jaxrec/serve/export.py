@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrec.artifact import replacing, say
 from jaxrec.data.interactions import Interactions
+from jaxrec.data.sequences import with_histories
 from jaxrec.experiment import Experiment, describe
 from jaxrec.index import ScannIndex
 from jaxrec.index.scann import installed
@@ -41,13 +42,13 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
       ValueError: an encoder that gives several vectors per query or item, or a generator that takes no lists of denied and allowed items.
       FileExistsError: `folder` exists and is no bundle.
     """
-    method, length = experiment.method, experiment.data.length
+    method, data = experiment.method, with_histories(experiment.data)
     if not isinstance(method, (Encoder, Generator)):
         raise TypeError(
             f"{type(method).__name__} does not encode queries and items into vectors, and does not generate items; "
             "only an Encoder or a Generator can be exported"
         )
-    interactions = experiment.data.source.get()
+    interactions, length = data.source.get(), data.length
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     with replacing(folder, MANIFEST, "a bundle") as partial:
         if isinstance(method, Encoder):

@@ -20,6 +20,7 @@ from jaxrec.data.interactions import Interactions
 from jaxrec.data.source import Source
 from jaxrec.interop import safetensors_files
 from jaxrec.nn.bert import BERT, Pooling, PostNormEncoder
+from jaxrec.ops.padding import padded_length
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 
@@ -152,14 +153,6 @@ class BertEncoder(TextEncoder):
 def _encode(bert: BERT, params: PostNormEncoder, ids: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
     with jax.default_matmul_precision("highest"):  # accelerators would round float32 products to tf32 or bfloat16
         return bert.encode(params, jnp.asarray(ids), jnp.asarray(mask), pooling)
-
-
-def padded_length(length: int) -> int:
-    """The next of 16, 24, 32, 48, 64, 96 ...: few lengths, so few programs to compile, with at most half of a text's length in padding above 16."""
-    padded = 16
-    while padded < length:
-        padded = padded * 3 // 2 if padded & (padded - 1) == 0 else padded * 4 // 3
-    return padded
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxrec.artifact import Artifact
+from jaxrec.data.sequences import with_histories
 from jaxrec.evals.retrieval import Ranks, rank
 from jaxrec.experiment import Experiment, changes, describe
 from jaxrec.method import Baseline
@@ -51,7 +52,7 @@ def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, i
 def evaluate_run(experiment: Experiment, workdir: Path, split: Literal["validation", "test"] = "test", *, keep: bool = True) -> Ranks:
     """Where a trained run ranks each target; unless `keep` is False, kept beside the run as `ranks_<split>.npz` for `compare`."""
     experiment, params, _ = load_run(experiment, workdir)
-    data = experiment.data
+    data = with_histories(experiment.data)
     if not len(data.examples(split)):
         raise ValueError(f"the {split} split asks nobody: no user has events on both sides of the cut; use LeaveOneOut(), or larger shares of TimeSplit")
     ranks = rank(experiment.method, params, data.examples(split), items=data.info()["items"], length=data.length)  # type: ignore[arg-type]

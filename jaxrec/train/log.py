@@ -49,7 +49,7 @@ class Log:
                 self._board.add_scalar(name, float(value), step)
         left = (self._steps - step) / rate if rate > 0 else 0.0
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        line = f"step {step:,}/{self._steps:,}  {shown}  {rate * self._per_step:,.0f} histories/s  ETA {clock(left)}"
+        line = f"step {step:,}/{self._steps:,}  {shown}  {rate * self._per_step:,.0f} examples/s  ETA {clock(left)}"
         self._show(line)
 
     def note(self, message: str) -> None:

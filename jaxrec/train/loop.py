@@ -59,7 +59,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     if "data" in progress:
         iterator.set_state(progress["data"])
     done = int(runner.read(state).step)
-    log = Log(workdir, experiment.steps, done=done, per_step=data.batch * data.histories_per_row(), quiet=not first)
+    log = Log(workdir, experiment.steps, done=done, per_step=data.batch * data.examples_per_row(), quiet=not first)
     log.note(
         f"{experiment.name}: {type(method).__name__}, {count(method.spec(), trainable=True):,} parameters, {batches.rows:,} rows of {data.capacity} tokens, "
         f"{experiment.steps * data.batch / batches.rows:.1f} epochs, {jax.device_count()} {jax.default_backend()} device(s)"

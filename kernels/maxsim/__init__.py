@@ -50,9 +50,7 @@ def maxsim(
     return jnp.where(document_mask.any(axis=1)[None, :], scores, -jnp.inf)
 
 
-def maxsim_ragged(
-    queries: Array, tokens: Array, offsets: Array, query_mask: Array | None = None, *, backend: dispatch.Backend = "auto"
-) -> Array:
+def maxsim_ragged(queries: Array, tokens: Array, offsets: Array, query_mask: Array | None = None, *, backend: dispatch.Backend = "auto") -> Array:
     """As `maxsim`, of documents that lie one after the other without padding: document c has `tokens[offsets[c]:offsets[c + 1]]`.
 
     Args:

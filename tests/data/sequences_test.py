@@ -45,7 +45,7 @@ def test_rows_hold_each_users_last_training_events(packing, refit):
     expected = {user: list(itertools.pairwise(items[:-held_out].tolist()))[-8:] for user, items in enumerate(histories())}
     assert by_user(rows) == expected
     assert rows["history"].shape[1] == data.capacity == (64 if packing else 8)
-    assert data.histories_per_row() == pytest.approx(64 / len(rows["history"]))
+    assert data.examples_per_row() == pytest.approx(64 / len(rows["history"]))
 
 
 def test_batches_have_weight_where_there_is_a_target():

@@ -158,7 +158,10 @@ def test_properties_of_the_score():
 
 def test_no_block_is_as_large_as_the_similarities():
     shape = shapes.IN_BATCH
-    vectors = jax.ShapeDtypeStruct((shape.queries, shape.query_tokens, shape.dim), F32), jax.ShapeDtypeStruct((shape.documents, shape.document_tokens, shape.dim), F32)
+    vectors = (
+        jax.ShapeDtypeStruct((shape.queries, shape.query_tokens, shape.dim), F32),
+        jax.ShapeDtypeStruct((shape.documents, shape.document_tokens, shape.dim), F32),
+    )
 
     def temporaries(backend: str) -> int:
         gradient = jax.grad(lambda q, d: maxsim(q, d, backend=backend).sum(), (0, 1))

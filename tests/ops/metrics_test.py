@@ -30,6 +30,9 @@ def test_graded_metrics_with_one_relevant_item_are_the_others(k):
     np.testing.assert_allclose(metrics.graded_recall(grades, judged, k), metrics.recall(rank, k), rtol=1e-12)
     np.testing.assert_allclose(metrics.graded_ndcg(grades, judged, k), metrics.ndcg(rank, k), rtol=1e-12)
     np.testing.assert_allclose(metrics.graded_mrr(grades, k), metrics.mrr(rank, k), rtol=1e-12)
+    np.testing.assert_allclose(metrics.graded_success(grades, k), metrics.recall(rank, k), rtol=1e-12)
+    np.testing.assert_allclose(metrics.graded_precision(grades, k), metrics.recall(rank, k) / k, rtol=1e-12)
+    np.testing.assert_allclose(metrics.graded_average_precision(grades, judged), 1 / rank, rtol=1e-12)
 
 
 def test_graded_metrics_by_hand():
@@ -41,6 +44,16 @@ def test_graded_metrics_by_hand():
     ideal = 3 + 2 / log3 + 1 / 2
     np.testing.assert_allclose(metrics.graded_ndcg(grades, judged, 3), [(2 / log3 + 1 / 2) / ideal, 0, 0, 1 / log3], rtol=1e-12)
     np.testing.assert_allclose(metrics.graded_ndcg(grades, judged, 4)[1], 1 / math.log2(5), rtol=1e-12)
+
+
+def test_success_precision_and_average_precision_by_hand():
+    grades = np.array([[0, 2, 1, 0], [0, 0, 0, 3], [0, 0, 0, 0], [-1, 1, 0, 0]])
+    judged = np.array([[1, 2, 3, 0], [3, 0, 0, 0], [0, 0, 0, 0], [1, -1, 0, 0]])
+    np.testing.assert_array_equal(metrics.graded_success(grades, 3), [1, 0, 0, 1])
+    np.testing.assert_allclose(metrics.graded_precision(grades, 3), [2 / 3, 0, 0, 1 / 3], rtol=1e-12)
+    np.testing.assert_allclose(metrics.graded_precision(grades, 8), [2 / 8, 1 / 8, 0, 1 / 8], rtol=1e-12)
+    # First query: relevant at places 2 and 3 with precisions 1/2 and 2/3, and a third relevant item that was not found.
+    np.testing.assert_allclose(metrics.graded_average_precision(grades, judged), [(1 / 2 + 2 / 3) / 3, 1 / 4, 0, 1 / 2], rtol=1e-12)
 
 
 def test_the_ideal_list_stops_at_the_cutoff():
@@ -59,5 +72,6 @@ def test_graded_cutoffs_below_one_are_refused():
     for metric in (metrics.graded_recall, metrics.graded_ndcg):
         with pytest.raises(ValueError, match="k=0 leaves nothing"):
             metric(np.ones((1, 1)), np.ones((1, 1)), 0)
-    with pytest.raises(ValueError, match="k=0 leaves nothing"):
-        metrics.graded_mrr(np.ones((1, 1)), 0)
+    for metric in (metrics.graded_mrr, metrics.graded_success, metrics.graded_precision):
+        with pytest.raises(ValueError, match="k=0 leaves nothing"):
+            metric(np.ones((1, 1)), 0)

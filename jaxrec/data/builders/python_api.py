@@ -91,7 +91,7 @@ class PythonApi(Source):
         digests: set[bytes] = set()
         versions = self.inputs()
         for package in self.packages:
-            found = dict(_files(package))
+            found = dict(source_files(package))
             parsed = _parse({name: path for name, path in found.items() if path.suffix == ".py"}, seen=digests)
             modules += parsed
             compiled |= found.keys() - {module.name for module in parsed}
@@ -131,7 +131,7 @@ def _distribution(name: str) -> importlib.metadata.Distribution:
         raise ModuleNotFoundError(f"PythonApi mines {name!r}, which is not installed; install it or leave it out of packages") from None
 
 
-def _files(package: str) -> Iterator[tuple[str, Path]]:
+def source_files(package: str) -> Iterator[tuple[str, Path]]:
     """Names and paths of a distribution's modules, sorted; tests and vendored copies left out."""
     if package == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
