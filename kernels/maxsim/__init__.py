@@ -19,9 +19,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from kernels import dispatch
-from kernels.maxsim import blocked, reference
+from kernels.maxsim import blocked, reference, tpu
 
-IMPLEMENTATIONS = {"reference": reference, "blocked": blocked}
+IMPLEMENTATIONS = {"reference": reference, "blocked": blocked, "tpu": tpu}
 
 
 def maxsim(
@@ -34,7 +34,7 @@ def maxsim(
       documents: [C, M, D], of the same type.
       query_mask: [B, N] bool, False where a token is padding; None: no padding.
       document_mask: [C, M] bool, likewise.
-      backend: "reference" | "blocked", or "auto" for the platform's own.
+      backend: "reference" | "blocked" | "tpu", or "auto" for the platform's own.
 
     Raises:
       ValueError, TypeError: shapes or types that are not as above.

@@ -192,3 +192,20 @@ def test_errors_say_what_is_wrong():
         maxsim_ragged(queries, documents[0], jnp.zeros(2))
     with pytest.raises(TypeError, match="queries are bfloat16 and documents float32; cast"):
         maxsim(queries.astype(BF16), documents)
+
+
+def test_the_tpu_kernels_have_no_races(monkeypatch, capfd):
+    from jax.experimental.pallas import tpu as pltpu
+
+    from kernels import dispatch
+
+    monkeypatch.setattr(dispatch, "interpret", lambda: pltpu.InterpretParams(detect_races=True))  # simulates memories and copies between them
+    queries, documents, query_mask, document_mask = draw(shapes.MaxSim(2, 5, 9, 60, 8))
+    tokens, offsets = packed(documents, document_mask)
+    tokens = jnp.concatenate([tokens, jnp.full((700, 8), 50.0)])  # more than one tile
+    offsets = offsets.at[-2:].set(len(tokens) - 5)  # one document of several tiles
+    scores = jax.jit(functools.partial(maxsim_ragged, backend="tpu"))(queries, tokens, offsets, query_mask)
+    np.testing.assert_allclose(scores, maxsim_ragged(queries, tokens, offsets, query_mask, backend="reference"), rtol=1e-5)
+    dense = jax.jit(functools.partial(maxsim, backend="tpu"))(queries, documents, query_mask, document_mask)
+    np.testing.assert_allclose(dense, maxsim(queries, documents, query_mask, document_mask, backend="reference"), rtol=1e-5, atol=1e-5)
+    assert "race" not in "".join(capfd.readouterr()).lower()

@@ -10,22 +10,27 @@ import sys
 
 import pytest
 
-PROGRAM = """
+PREAMBLE = """
 import functools, json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 from kernels import dispatch, shapes
-from kernels.softmax_loss import log_likelihood, softmax_loss
 
 chip = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices[0]
+
+def abstract(dtype, *sizes):
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=SingleDeviceSharding(chip))
+"""
+
+SOFTMAX_LOSS = """
+from kernels.softmax_loss import log_likelihood, softmax_loss
+
 CASES = [(shapes.BEAUTY, jnp.bfloat16), (shapes.ML_1M, jnp.float32), (shapes.LARGE, jnp.float32), (shapes.ODD[3], jnp.bfloat16)]
 CASES += [(shapes.Softmax(1024, 768, 30_000, (0, 30_000)), jnp.float32)]
 for shape, dtype in CASES:
-    def abstract(*sizes, dtype=dtype):
-        return jax.ShapeDtypeStruct(sizes, dtype, sharding=SingleDeviceSharding(chip))
-    arguments = [abstract(shape.tokens, shape.dim), abstract(shape.rows, shape.dim), abstract(shape.tokens, dtype=jnp.int32)]
-    weight = abstract(shape.tokens, dtype=jnp.float32)
+    arguments = [abstract(dtype, shape.tokens, shape.dim), abstract(dtype, shape.rows, shape.dim), abstract(jnp.int32, shape.tokens)]
+    weight = abstract(jnp.float32, shape.tokens)
     loss = functools.partial(softmax_loss, valid=shape.valid)
     likelihood = functools.partial(log_likelihood, valid=shape.valid)
     with dispatch.compiling_for("tpu"):
@@ -40,6 +45,27 @@ for shape, dtype in CASES:
     }))
 """
 
+MAXSIM = """
+from kernels.maxsim import maxsim, maxsim_ragged
+
+CASES = [(shapes.RERANK, jnp.bfloat16), (shapes.IN_BATCH, jnp.float32), (shapes.PAGES, jnp.bfloat16), (shapes.ODD_MAXSIM[2], jnp.float32)]
+for shape, dtype in CASES:
+    queries = abstract(dtype, shape.queries, shape.query_tokens, shape.dim)
+    documents = abstract(dtype, shape.documents, shape.document_tokens, shape.dim)
+    mask = abstract(bool, shape.documents, shape.document_tokens)
+    tokens, offsets = abstract(dtype, shape.documents * shape.document_tokens, shape.dim), abstract(jnp.int32, shape.documents + 1)
+    with dispatch.compiling_for("tpu"):
+        gradient = jax.grad(lambda queries, documents, mask: maxsim(queries, documents, None, mask).sum(), (0, 1))
+        compiled = {"maxsim_dense": jax.jit(gradient).lower(queries, documents, mask).compile(),
+                    "maxsim_ragged": jax.jit(maxsim_ragged).lower(queries, tokens, offsets).compile()}
+    for name, program in compiled.items():
+        print(json.dumps({
+            "shape": str(shape), "name": name, "kernels": int(name in program.as_text()), "flops": program.cost_analysis()["flops"],
+            "temporaries": program.memory_analysis().temp_size_in_bytes, "documents": shape.documents * shape.document_tokens * shape.dim * dtype.dtype.itemsize,
+            "products": 2 * shape.queries * shape.query_tokens * shape.documents * shape.document_tokens * shape.dim,
+        }))
+"""
+
 # Set before jax is imported, hence the subprocess. They keep libtpu from looking for a TPU.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -51,16 +77,37 @@ ENVIRONMENT = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu; pip install 'jax[tpu]' (it has a licence of its own)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU needs libtpu; pip install 'jax[tpu]' (it has a licence of its own)"
+    ),
+]
+
+
+def compile_for(topology: str, program: str) -> list[dict]:
+    command = [sys.executable, "-c", PREAMBLE + program, topology]
+    run = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_softmax_loss_compiles(topology):
-    run = subprocess.run([sys.executable, "-c", PROGRAM, topology], env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    results = [json.loads(line) for line in run.stdout.splitlines()]
+    results = compile_for(topology, SOFTMAX_LOSS)
     assert len(results) == 5
     for result in results:
         assert result["kernels"] == 2, result
         assert result["flops"] >= 4 * result["products"], result  # the cost estimate reaches the compiler
         if result["logits"] > 2**27:
             assert result["temporaries"] < result["logits"] / 4, result
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_maxsim_compiles(topology):
+    results = compile_for(topology, MAXSIM)
+    assert len(results) == 8
+    for result in results:
+        assert result["kernels"] == 1, result
+        assert result["flops"] >= result["products"], result
+        assert result["temporaries"] <= 10 * result["documents"] + 2**20, result  # copies of the tokens, and no similarities
