@@ -2,6 +2,8 @@
 
 # Candidates, in order of preference; the first that runs and is new enough is taken. `make PYTHON=/path/to/python test` chooses another.
 PYTHON ?= python3.12 python3.11 python3.13 python3
+# Processes that share the tests, a file at a time: the tests of a file share compiled programs.
+WORKERS ?= 2
 # Which benchmarks `make bench` runs: all that are scripts, or `make bench NAMES="index sasrec"`.
 NAMES ?= $(basename $(notdir $(shell grep -ls '__name__ == "__main__"' benchmarks/*.py)))
 
@@ -22,10 +24,10 @@ demo: $(READY)
 	.venv/bin/jaxrec demo
 
 test: $(READY)
-	.venv/bin/python -m pytest -q -m "not slow"
+	.venv/bin/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile
 
 nightly: $(READY)
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 bench: $(READY)
 	@set -e; for name in $(NAMES); do echo "== benchmarks.$$name"; .venv/bin/python -m "benchmarks.$$name"; done

@@ -108,17 +108,24 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _export(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.serve.export import export
+    from jaxrec.serve.search_bundle import is_search_bundle
     from jaxrec.stages.runs import load_run
 
     experiment = _experiment(options, rest)
     experiment, params, step = load_run(experiment, _workdir(options, experiment))
     export(experiment, params, step, Path(options.to))
-    say(f"exported {experiment.name} at step {step:,} to {options.to}; try: jaxrec query {options.to} --find WORD")
+    ask = "--text WORDS" if is_search_bundle(Path(options.to)) else "--find WORD"
+    say(f"exported {experiment.name} at step {step:,} to {options.to}; try: jaxrec query {options.to} {ask}")
 
 
 def _query(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.serve.bundle import Bundle
+    from jaxrec.serve.search_bundle import is_search_bundle
 
+    if is_search_bundle(Path(options.bundle)):
+        return _search(options)
+    if options.text:
+        raise ValueError(f"{options.bundle} recommends items and searches no texts; give --history ID,ID,..., or --find TEXT to look up ids by title")
     bundle = Bundle.open(Path(options.bundle))
     if options.find:
         for item, title in bundle.find(options.find)[: options.k]:
@@ -136,6 +143,22 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
         return
     for place, answer in enumerate(answers, 1):
         print(f"{place:3}  {answer.score:8.4f}  {answer.item}" + (f"  {answer.title}" if answer.title != answer.item else ""))
+
+
+def _search(options: argparse.Namespace) -> None:
+    """`query` of a bundle of documents."""
+    from jaxrec.serve.search_bundle import SearchBundle
+
+    if not options.text:
+        raise ValueError(f"{options.bundle} finds documents: give --text WORDS")
+    lists = {name: [document.strip() for document in text.split(",")] for name in ("deny", "allow") if (text := getattr(options, name))}
+    answers = SearchBundle.open(Path(options.bundle)).search([options.text], options.k, **lists)[0]
+    if options.json:
+        print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1, ensure_ascii=False))
+        return
+    for place, answer in enumerate(answers, 1):
+        text = " ".join(answer.text.split())
+        print(f"{place:3}  {answer.score:8.4f}  {answer.title or answer.document}\n     {text[:150]}{'...' if len(text) > 150 else ''}")
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> None:
@@ -278,6 +301,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="DIR", help="what `jaxrec export` wrote")
+    parser.add_argument("--text", default="", metavar="WORDS", help="what to find, for a bundle of documents")
     parser.add_argument("--history", default="", metavar="ID,ID,...", help="the items so far, oldest first")
     parser.add_argument("--times", default="", metavar="T,T,...", help="seconds since 1970 of each item, for a model that uses times")
     parser.add_argument("--user", default="", metavar="ID", help="for a model that uses features of users")

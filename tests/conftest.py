@@ -43,7 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def artifact_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Builds artifacts into a folder of this run, so that no test passes on what an older revision built."""
-    os.environ.setdefault("JAXREC_CACHE", str(tmp_path_factory.mktemp("artifacts")))
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # workers share what one of them has built
+    os.environ.setdefault("JAXREC_CACHE", str(run / "artifacts"))
 
 
 @pytest.fixture(scope="session")

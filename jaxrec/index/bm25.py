@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ class BM25Index:
     def __init__(self, texts: Sequence[str], *, k1: float = 0.9, b: float = 0.4, plurals: bool = True, camel_case: bool = False):
         import bm25s  # here, not above: to import it starts JAX's backend, which must wait for jax.distributed
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells its debugging to everybody
         if k1 < 0 or not 0 <= b <= 1:
             raise ValueError(f"k1={k1}, b={b}: BM25 needs k1 >= 0 and b from 0 to 1")
         self._words = partial(words, plurals=plurals, camel_case=camel_case)

@@ -88,7 +88,12 @@ class Bundle:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(f"{folder} is no bundle (it has no {MANIFEST}); make one: jaxrec export experiments/NAME.py --to {folder}")
-        return cls(folder, read_manifest(folder, verify))
+        manifest = read_manifest(folder, verify)
+        if manifest.get("system") == "retriever":
+            raise ValueError(
+                f"{folder} finds documents and recommends no items; open it with SearchBundle.open, ask it with jaxrec query {folder} --text WORDS"
+            )
+        return cls(folder, manifest)
 
     @property
     def length(self) -> int:
@@ -218,7 +223,7 @@ class Bundle:
 
     def _user_row(self, user: str) -> int:
         if user not in self._users:
-            raise ValueError(f"the bundle does not know user {user!r}{_near(user, self._users)}; its model has features of the users that it was trained on")
+            raise ValueError(f"the bundle does not know user {user!r}{near(user, self._users)}; its model has features of the users that it was trained on")
         return self._users[user]
 
     def _history(self, history: Sequence[str], place: int) -> np.ndarray:
@@ -240,7 +245,7 @@ class Bundle:
         titled = [known for known, title in zip(self.items, self.titles, strict=True) if title.casefold() == item.casefold()]
         if titled:
             return f" (that is the title of {' and of '.join(titled[:3])})"
-        return _near(item, self.items)
+        return near(item, self.items)
 
     def _check_k(self, k: int, seen: int, place: int) -> None:
         left = len(self.items) - seen
@@ -318,7 +323,8 @@ def _seal(manifest: bytes) -> str:
     return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n"  # as sha256sum writes and checks it
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def near(name: str, known: Iterable[str]) -> str:
+    """Words that offer the known names most like `name`, or "" where none is."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3) if len(known) <= COMPARED else []
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import sys
@@ -15,16 +16,21 @@ import numpy as np
 
 from jaxrec.artifact import replacing, say
 from jaxrec.data.interactions import Interactions
+from jaxrec.data.passages import Passages
 from jaxrec.data.sequences import with_histories
+from jaxrec.evals.encoding import encode
 from jaxrec.experiment import Experiment, describe
 from jaxrec.index import ScannIndex
+from jaxrec.index.multivector import ExactMultiVector, Plaid
 from jaxrec.index.scann import installed
 from jaxrec.method import Encoder, Generator
 from jaxrec.param import Tree, flatten
 from jaxrec.serve.bundle import MANIFEST, write_manifest
-from jaxrec.serve.programs import LISTED, single, write_encoder, write_generator
+from jaxrec.serve.programs import LISTED, single, write_encoder, write_generator, write_retriever
+from jaxrec.serve.search_bundle import RETRIEVER
 
 ITEMS = 8192  # items that are encoded at once
+EXACT = 100_000  # documents up to which a search of all of them is fast enough
 
 
 def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
@@ -32,6 +38,7 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
 
     Args:
       experiment: resolved; its method is an `Encoder` with one vector per query and item, or a `Generator`. One that is both is served as an encoder.
+        With `Passages` as data it is an `Encoder` of texts, and a `SearchBundle` is written.
       params: of the method.
       step: of the parameters.
       folder: to write.
@@ -42,6 +49,8 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
       ValueError: an encoder that gives several vectors per query or item, or a generator that takes no lists of denied and allowed items.
       FileExistsError: `folder` exists and is no bundle.
     """
+    if isinstance(experiment.data, Passages):
+        return export_search(experiment, params, step, folder, metrics=metrics)
     method, data = experiment.method, with_histories(experiment.data)
     if not isinstance(method, (Encoder, Generator)):
         raise TypeError(
@@ -56,25 +65,53 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
         else:
             programs, inputs = write_generator(partial, method, leaves, length)
             system = {"system": "generator", "beams": method.beams, "listed": LISTED, "programs": programs, "inputs": inputs}
-        np.savez(partial / "params.npz", allow_pickle=False, **{name: _plain(leaf) for name, leaf in leaves.items()})
-        (partial / "experiment.json").write_text(json.dumps(describe(experiment), indent=1))
         _write_names(partial, interactions, users="user" in system["inputs"])
-        manifest = {
-            "name": experiment.name,
-            "method": type(method).__name__,
-            "step": step,
-            "metrics": dict(metrics or {}),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": {package: _version(package) for package in ("jaxrec", "jax", "jaxlib", "numpy", "scann")},
-            "items": len(interactions.items),
-            "length": length,
-            "time_origin": None if interactions.times is None else int(interactions.times.min()),
-            "dtypes": {name: str(leaf.dtype) for name, leaf in leaves.items()},
-            **system,
-        }
-        write_manifest(partial, manifest)
+        times = {"time_origin": None if interactions.times is None else int(interactions.times.min())}
+        _seal(partial, experiment, leaves, step, metrics, {"items": len(interactions.items), "length": length, **times, **system})
     found = f"{system['dim']} dimensions" if "dim" in system else f"{system['beams']} beams"
     say(f"wrote {folder}: {len(interactions.items):,} items, {found}")
+
+
+def export_search(experiment: Experiment, params: Tree, step: int, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
+    """As `export`, of an `Encoder` of texts: a `SearchBundle`. Up to `EXACT` documents are searched exactly, more through centroids."""
+    method, data = experiment.method, experiment.data
+    assert isinstance(data, Passages)
+    if not isinstance(method, Encoder):
+        raise TypeError(f"{type(method).__name__} does not encode texts into vectors; only an Encoder can be exported with {type(data).__name__}")
+    collection = data.collection()
+    leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
+    documents = encode(method, params, data.tokens()["documents"], "document", pad=data.info()["pad"])
+    encoder = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves.values())).hexdigest()[:16]
+    engine = ExactMultiVector(storage="float16", fingerprint=encoder) if len(documents) <= EXACT else Plaid(fingerprint=encoder)
+    engine.add(np.arange(len(documents)), documents.values, np.diff(documents.offsets))
+    with replacing(folder, MANIFEST, "a bundle") as partial:
+        programs = write_retriever(partial, method, leaves, data.query_length)
+        engine.save(partial / "index")
+        data.tokenizer.get().save(str(partial / "tokenizer.json"))
+        with open(partial / "documents.jsonl", "w", encoding="utf8") as file:
+            for document in zip(collection.ids, collection.titles, collection.texts, strict=True):
+                file.write(json.dumps(dict(zip(("id", "title", "text"), document, strict=True)), ensure_ascii=False) + "\n")
+        lengths = {"query_length": data.query_length, "document_length": data.document_length}
+        said = {"system": RETRIEVER, "documents": len(documents), "dim": documents.values.shape[1], "engine": type(engine).__name__, "encoder": encoder}
+        _seal(partial, experiment, leaves, step, metrics, {**said, **lengths, "programs": programs})
+    say(f"wrote {folder}: {len(documents):,} documents, {len(documents.values):,} vectors of {documents.values.shape[1]} dimensions")
+
+
+def _seal(folder: Path, experiment: Experiment, leaves: Mapping[str, np.ndarray], step: int, metrics: Mapping[str, float] | None, said: dict[str, Any]) -> None:
+    """Writes the parameters and the configuration, and what the bundle is."""
+    np.savez(folder / "params.npz", allow_pickle=False, **{name: _plain(leaf) for name, leaf in leaves.items()})
+    (folder / "experiment.json").write_text(json.dumps(describe(experiment), indent=1))
+    manifest = {
+        "name": experiment.name,
+        "method": type(experiment.method).__name__,
+        "step": step,
+        "metrics": dict(metrics or {}),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {package: _version(package) for package in ("jaxrec", "jax", "jaxlib", "numpy", "scann")},
+        "dtypes": {name: str(leaf.dtype) for name, leaf in leaves.items()},
+        **said,
+    }
+    write_manifest(folder, manifest)
 
 
 def _write_encoder(folder: Path, method: Encoder, params: Tree, leaves: Mapping[str, Any], length: int, items: int) -> dict[str, Any]:

@@ -54,6 +54,16 @@ def write_generator(folder: Path, method: Generator, leaves: Mapping[str, Any], 
     return programs, inputs
 
 
+def write_retriever(folder: Path, method: Any, leaves: Mapping[str, Any], length: int) -> dict[str, str]:
+    """Writes the query encoder of texts, (parameters, {"query": [b, length]}) -> (vectors [b, N, D], mask [b, N]); returns file by platform."""
+
+    def encode(leaves: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        vectors = method.encode_query(unflatten(method.spec(), leaves), inputs)
+        return vectors.values.astype(jnp.float32), vectors.mask
+
+    return _write(folder, "query", encode, leaves, {"query": length})[0]
+
+
 def single(values: jax.Array, method: Encoder, kind: str) -> jax.Array:
     """[B, 1, D] -> [B, D] float32."""
     if values.ndim != 3 or values.shape[1] != 1:

@@ -10,6 +10,7 @@ tokens straight from HBM, whichever documents they belong to, and knows the docu
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ def ragged(queries: Array, tokens: Array, document: Array, query_mask: Array, do
     return _untile(scores, queries, size)[:, :documents]
 
 
-def _dense(queries: Array, documents: Array, query_mask: Array, document_mask: Array, *, with_places: bool) -> tuple[Array, Array | None]:
+def _dense(queries: Array, documents: Array, query_mask: Array, document_mask: Array, *, with_places: bool) -> tuple[Array, Any]:
     """Scores [B, C], and with places the token of each document that is best for each query token, [C, B, N]."""
     tiled, weight, size = _tile_queries(queries, query_mask)
     documents = _stand_in(documents, document_mask)

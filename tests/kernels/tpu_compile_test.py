@@ -61,7 +61,8 @@ for shape, dtype in CASES:
     for name, program in compiled.items():
         print(json.dumps({
             "shape": str(shape), "name": name, "kernels": int(name in program.as_text()), "flops": program.cost_analysis()["flops"],
-            "temporaries": program.memory_analysis().temp_size_in_bytes, "documents": shape.documents * shape.document_tokens * shape.dim * dtype.dtype.itemsize,
+            "temporaries": program.memory_analysis().temp_size_in_bytes,
+            "documents": shape.documents * shape.document_tokens * shape.dim * dtype.dtype.itemsize,
             "products": 2 * shape.queries * shape.query_tokens * shape.documents * shape.document_tokens * shape.dim,
         }))
 """
