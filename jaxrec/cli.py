@@ -1,4 +1,4 @@
-"""The command line: train, eval, compare, export, query, data, demo. `jaxrec COMMAND --help` says more."""
+"""The command line: train, eval, compare, export, query, explain, data, demo. `jaxrec COMMAND --help` says more."""
 
 from __future__ import annotations
 
@@ -161,6 +161,22 @@ def _search(options: argparse.Namespace) -> None:
         print(f"{place:3}  {answer.score:8.4f}  {answer.title or answer.document}\n     {text[:150]}{'...' if len(text) > 150 else ''}")
 
 
+def _explain(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.data.passages import Passages
+    from jaxrec.serve.explain import explain_document
+    from jaxrec.stages.runs import load_run
+
+    experiment = _experiment(options, rest)
+    if not isinstance(experiment.data, Passages):
+        raise ValueError(f"{options.experiment} retrieves no texts; explain an experiment on Passages, such as experiments/colbert_python_api.py")
+    experiment, params, _ = load_run(experiment, _workdir(options, experiment))
+    explanation = explain_document(experiment.method, params, experiment.data, options.query, options.document)  # type: ignore[arg-type]
+    print(explanation.text())
+    if options.html:
+        write_atomically(Path(options.html), explanation.html())
+        say(f"wrote {options.html}; open it in a browser")
+
+
 def _data(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.data import catalogue
 
@@ -315,6 +331,13 @@ def _query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--traceback", action="store_true")
 
 
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--query", required=True, metavar="TEXT")
+    parser.add_argument("--document", required=True, metavar="ID", help="as `jaxrec query` gives it")
+    parser.add_argument("--html", default="", metavar="FILE", help="also write a page with the heat map")
+
+
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("ls", "info", "build", "sids"), help="sids: the semantic IDs of the items, and what they share")
     parser.add_argument("name", nargs="?", help="a data set of `jaxrec data ls`, the path of your own CSV or Parquet file, or (sids) an experiment with IDs")
@@ -335,8 +358,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], None], str, 
     "eval": (_eval, "rank the whole catalogue for every user, beside all baselines", _eval_arguments),
     "compare": (_compare, "is one run better than another? paired, with significance", _compare_arguments),
     "export": (_export, "write a bundle for serving: parameters, StableHLO, the items, and for an encoder their ScaNN index", _export_arguments),
-    "query": (_query, "recommend from a bundle", _query_arguments),
+    "query": (_query, "recommend items, or find documents, from a bundle", _query_arguments),
+    "explain": (_explain, "which words of a document answered each word of a query", _explain_arguments),
     "data": (_data, "list, describe or build data sets; show the semantic IDs of their items", _data_arguments),
     "demo": (_demo, "data, training, evaluation, export and query, on this machine's Python code", _demo_arguments),
 }
-OVERRIDABLE = ("train", "eval", "export")
+OVERRIDABLE = ("train", "eval", "export", "explain")

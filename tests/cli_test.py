@@ -169,3 +169,45 @@ def test_a_sweep_runs_each_value_into_one_table(capsys, experiment, tmp_path):
     for row in rows:
         stored = json.loads((workdir / "sweep" / row["run"] / "experiment.json").read_text())
         assert (stored["seed"], stored["optimizer"]["peak"]) == (int(row["run"][-1]), 0.01)
+
+
+RETRIEVER = """
+from jaxrec.data.collection import SyntheticCollection
+from jaxrec.data.passages import Passages
+from jaxrec.data.tokenizers import WordPiece
+from jaxrec.evals.document_retrieval import DocumentRetrieval
+from jaxrec.experiment import Experiment
+from jaxrec.method import FROM_DATA
+from jaxrec.methods.late_interaction.colbert import ColBERT
+from jaxrec.nn.bert import BERT
+
+source = SyntheticCollection(documents=30, queries=8)
+experiment = Experiment(
+    method=ColBERT(encoder=BERT(vocabulary=FROM_DATA, length=16, dim=16, layers=1, heads=2, hidden=16, types=1), dim=8),
+    data=Passages(source, WordPiece(source, size=300), batch=8, query_length=8, document_length=16),
+    steps=1,
+    evals=(DocumentRetrieval(),),
+)
+"""
+
+
+def test_a_retriever_from_training_to_questions(capsys, tmp_path):
+    path, workdir, bundle, page = (str(tmp_path / name) for name in ("finder.py", "run", "bundle", "page.html"))
+    (tmp_path / "finder.py").write_text(RETRIEVER)
+    main(["train", path, "--workdir", workdir])
+    main(["eval", path, "--workdir", workdir])
+    table = capsys.readouterr().out
+    assert "nDCG@10" in table and all(f"\n{system}" in table for system in ("finder ", "BM25 ", "BM25 + finder"))
+    main(["eval", path, "--workdir", workdir, "--split", "validation", "--json"])
+    assert set(json.loads(capsys.readouterr().out)) == {"finder", "BM25", "BM25 + finder"}
+    main(["export", path, "--workdir", workdir, "--to", bundle])
+    assert "jaxrec query" in (said := capsys.readouterr().err) and "--text WORDS" in said
+    main(["query", bundle, "--text", "ba be", "-k", "3", "--json", "--deny", "document-2"])
+    answers = json.loads(capsys.readouterr().out)
+    assert len(answers) == 3 and {"document", "title", "text", "score"} == set(answers[0]) and "document-2" not in {answer["document"] for answer in answers}
+    main(["query", bundle, "--text", "ba be", "-k", "2"])
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    main(["explain", path, "--workdir", workdir, "--query", "ba be", "--document", "document-3", "--html", page])
+    assert "document-3" in capsys.readouterr().out and "<html" in (tmp_path / "page.html").read_text()
+    assert "finds documents: give --text WORDS" in refused(capsys, "query", bundle, "--history", "a")
+    assert "query 0 has no text" in refused(capsys, "query", bundle, "--text", " ")

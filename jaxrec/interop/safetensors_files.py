@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 WEIGHTS = "model.safetensors"
+FILES = ["*.json", "1_Dense/*", "artifact.metadata", f"{WEIGHTS}*", "model-*.safetensors"]  # of a model that the hub holds, what is fetched
 INDEX = "model.safetensors.index.json"
 """Where large weights are cut into several files: which tensor lies in which."""
 
@@ -43,8 +44,7 @@ def locate(model: str) -> Path:
         return held
     errors = hf_package("huggingface_hub.errors")
     try:
-        files = ["config.json", "tokenizer.json", f"{WEIGHTS}*", "model-*.safetensors"]
-        return Path(hf_package("huggingface_hub").snapshot_download(model, allow_patterns=files))
+        return Path(hf_package("huggingface_hub").snapshot_download(model, allow_patterns=FILES))
     except errors.HFValidationError:
         raise FileNotFoundError(f"model={model!r} is no folder, and cannot be a hub id (owner/name); check the path {folder.absolute()}") from None
     except (errors.HfHubHTTPError, OSError) as error:
@@ -70,7 +70,7 @@ def existing(folder: Path, name: str) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's `config.json`."""
-    return _read_json(existing(folder, "config.json"))
+    return read_json(existing(folder, "config.json"))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -107,13 +107,14 @@ def read(folder: Path) -> dict[str, np.ndarray]:
 
 def _placement(folder: Path) -> dict[str, str]:
     """The file that holds each tensor, from the index."""
-    index = _read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
     if not isinstance(index.get("weight_map"), dict):
         raise ValueError(f"{folder / INDEX} has no weight_map from tensors to files; fetch it again")
     return index["weight_map"]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; raises ValueError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:

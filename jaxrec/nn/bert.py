@@ -34,6 +34,20 @@ def erf_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {"gelu": erf_gelu, "gelu_new": jax.nn.gelu, "gelu_pytorch_tanh": jax.nn.gelu, "relu": jax.nn.relu}
 """By the name in a `config.json`."""
 
+CONFIG = {
+    "vocabulary": "vocab_size",
+    "length": "max_position_embeddings",
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "hidden": "intermediate_size",
+    "types": "type_vocab_size",
+    "activation": "hidden_act",
+    "epsilon": "layer_norm_eps",
+    "dropout": "hidden_dropout_prob",
+}
+"""The name in a `config.json` of every hyper-parameter."""
+
 
 @struct.dataclass
 class PostNormBlock:
@@ -125,21 +139,14 @@ class BERT:
             raise ValueError(f"config.json says model_type={kind!r}, and this is BERT; choose a model whose config says 'bert'")
         if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
             raise ValueError(f"config.json says position_embedding_type={positions!r}, and this BERT has 'absolute' positions; choose another model")
-        names = {
-            "vocabulary": "vocab_size",
-            "length": "max_position_embeddings",
-            "dim": "hidden_size",
-            "layers": "num_hidden_layers",
-            "heads": "num_attention_heads",
-            "hidden": "intermediate_size",
-            "types": "type_vocab_size",
-            "activation": "hidden_act",
-            "epsilon": "layer_norm_eps",
-            "dropout": "hidden_dropout_prob",
-        }
-        if missing := [name for name in names.values() if name not in config]:
+        if missing := [name for name in CONFIG.values() if name not in config]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
-        return cls(**{field: config[name] for field, name in names.items()})
+        return cls(**{field: config[name] for field, name in CONFIG.items()})
+
+    def to_config(self) -> dict[str, Any]:
+        """The `config.json` of these hyper-parameters, the inverse of `from_config`."""
+        named = {name: getattr(self, field) for field, name in CONFIG.items()}
+        return {"model_type": "bert", **named, "attention_probs_dropout_prob": 0.0, "position_embedding_type": "absolute"}
 
     def spec(self) -> PostNormEncoder:
         init = normal(0.02)

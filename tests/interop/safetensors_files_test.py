@@ -90,7 +90,7 @@ def test_a_hub_id_is_downloaded(single, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda model, **options: asked.append((model, options)) or str(single))
     assert locate("owner/name") == single
     (model, options), *_ = asked
-    assert model == "owner/name" and "config.json" in options["allow_patterns"]
+    assert model == "owner/name" and {"*.json", "model.safetensors*"} <= set(options["allow_patterns"])
 
 
 def test_what_is_neither_folder_nor_on_the_hub_is_told(monkeypatch):

@@ -1,0 +1,85 @@
+"""Text retrieval on public data: trained retrievers beside BM25 and the pretrained encoder that they start from.
+
+    python -m benchmarks.scifact colbert_scifact --seeds 3 [--minutes 9]
+
+Each seed is a run of its own under runs/search/, so an interrupted call continues where it stopped. The test queries of the collection, every document
+scored. Experiments on other collections may be named, too; each gets its own BM25 row, and with --encoder the single vectors of a pretrained encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.record import record
+from jaxrec.artifact import say
+from jaxrec.data.passages import Passages
+from jaxrec.evals.search import DEPTH, Judged, evaluate
+from jaxrec.experiment import load
+from jaxrec.index import ExactIndex
+from jaxrec.stages.embeddings import BertEncoder
+from jaxrec.stages.searches import evaluate_search
+from jaxrec.train.loop import train
+
+METRICS = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="+", metavar="NAME", help="of a file in experiments/, without .py")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--encoder", default="", help="a BERT whose mean-pooled vectors are searched as well: a folder or hub id")
+    parser.add_argument("--minutes", type=float, default=0, help="interrupt, saving first, after so many minutes")
+    options = parser.parse_args()
+    if options.minutes:
+        timer = threading.Timer(60 * options.minutes, signal.raise_signal, (signal.SIGINT,))
+        timer.daemon = True
+        timer.start()
+    for name in options.experiments:
+        experiment = load(Path("experiments") / f"{name}.py")
+        assert isinstance(experiment.data, Passages)
+        judged: dict[str, list[Judged]] = {}
+        for seed in range(options.seeds):
+            workdir = Path("runs/search") / f"{name}-seed{seed}"
+            say(f"\n=== {workdir}")
+            seeded = dataclasses.replace(experiment, seed=seed, data=dataclasses.replace(experiment.data, seed=seed))
+            train(seeded, workdir)
+            for system, answer in evaluate_search(seeded, workdir).items():
+                judged.setdefault(system, []).append(answer)
+        if options.encoder:
+            judged[f"single vectors of {Path(options.encoder).name}"] = [single_vectors(experiment.data, options.encoder)]
+        collection = name.rpartition("_")[2]
+        record("scifact", [result(f"{system}, {collection}", runs) for system, runs in judged.items()])
+
+
+def single_vectors(data: Passages, model: str) -> Judged:
+    """One vector per text, by a pretrained encoder as it is."""
+    collection = data.collection()
+    encoder = BertEncoder(model)
+    index = ExactIndex(np.arange(len(collection.ids)), encoder.encode(collection.passages()))
+    rows, _ = index.search(encoder.encode(collection.queries["test"].texts), min(DEPTH, len(index)))
+    return evaluate(rows, collection, "test")
+
+
+def result(name: str, runs: list[Judged]) -> dict[str, Any]:
+    """The mean over seeds, each seed, and the 95 % interval over queries (mean of the seeds' bounds)."""
+    means, intervals = [run.mean() for run in runs], [run.intervals() for run in runs]
+    return {
+        "name": name,
+        "ours": {metric: round(float(np.mean([mean[metric] for mean in means])), 5) for metric in METRICS},
+        "peer": None,
+        "unit": "mean over queries and seeds",
+        "seeds": {metric: [round(mean[metric], 5) for mean in means] for metric in METRICS},
+        "interval": {metric: [round(float(np.mean([getattr(i[metric], end) for i in intervals])), 5) for end in ("low", "high")] for metric in METRICS},
+        "queries": len(runs[0].query),
+    }
+
+
+if __name__ == "__main__":
+    main()
