@@ -25,5 +25,5 @@ experiment = Experiment(
     optimizer=Adam(peak=5e-5, warmup=0.1, decay="linear"),
     evals=(DocumentRetrieval(split="train", queries=50, documents=500),),
     log_every=10,
-    smoke={"method.encoder.layers": 1},
+    smoke={"method.encoder.layers": 1, "method.encoder.dim": 48, "method.encoder.hidden": 96},
 )

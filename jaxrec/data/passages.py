@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrec.artifact import Artifact, say
 from jaxrec.data.batches import Batches
+from jaxrec.data.cluster_batches import ClusterBatches
 from jaxrec.data.collection import Collection, CollectionSource
 from jaxrec.data.data import Data
 from jaxrec.data.tokenizers import Tokenizer, WordPiece, tokenize, tokenizer_info
@@ -56,6 +57,7 @@ class Passages(Data):
       query_length, document_length: word pieces of a query and of a document, the three special ones included; longer ones are cut.
       negatives: where hard negatives come from; None: those of the batch alone.
       hard: of them per row, the hardest of its query.
+      clusters: gives [N] integers, which cluster each document is of: then a batch has documents of one cluster, which makes them harder negatives.
       seed: of the shuffles.
     """
 
@@ -66,6 +68,7 @@ class Passages(Data):
     document_length: int = 180
     negatives: Negatives | None = None
     hard: int = 0
+    clusters: Artifact | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -103,6 +106,8 @@ class Passages(Data):
         if self.negatives is not None:
             rows["negative_row"] = self._hard_rows(query)
             rows["negative"] = _Gather(tokens["documents"], rows["negative_row"])
+        if self.clusters is not None:
+            return ClusterBatches(rows, self.batch, self.seed, process, processes, cluster=np.asarray(self.clusters.get())[document])
         return Batches(rows, self.batch, self.seed, process, processes)
 
     def info(self) -> dict[str, Any]:
@@ -118,7 +123,7 @@ class Passages(Data):
         """The same data in miniature: a synthetic collection and short texts, for tests of a few steps."""
         small = self.source.smoke()
         return dataclasses.replace(
-            self, source=small, tokenizer=WordPiece(small, size=512), batch=8, query_length=8, document_length=16, negatives=None, hard=0
+            self, source=small, tokenizer=WordPiece(small, size=512), batch=8, query_length=8, document_length=16, negatives=None, hard=0, clusters=None
         )
 
     def _hard_rows(self, query: np.ndarray) -> np.ndarray:

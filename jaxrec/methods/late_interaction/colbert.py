@@ -22,7 +22,7 @@ from jaxrec.nn.bert import BERT, PostNormEncoder
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.norm import unit
 from jaxrec.nn.transformer import split_key
-from jaxrec.param import normal
+from jaxrec.param import Tree, normal
 from kernels.maxsim import maxsim
 
 
@@ -71,11 +71,11 @@ class ColBERT(Method, Encoder):
         if self.temperature <= 0 or self.chunk < 0:
             raise ValueError(f"temperature={self.temperature} must be above 0 and chunk={self.chunk} not below")
 
-    def spec(self) -> TokenEncoder:
+    def spec(self) -> Tree:
         projection = Linear.spec(self.encoder.dim, self.dim, axes=("embed", None), bias=False, init=normal(0.02))
         return TokenEncoder(bert=self.encoder.spec(), projection=projection)  # type: ignore[arg-type]
 
-    def encode_query(self, params: TokenEncoder, batch: Batch, key: Array | None = None) -> Vectors:
+    def encode_query(self, params: Tree, batch: Batch, key: Array | None = None) -> Vectors:
         """Vectors of `query` [B, Tq]."""
         ids = batch["query"]
         attended = ids != self.pad
@@ -83,7 +83,7 @@ class ColBERT(Method, Encoder):
             return Vectors(self._encode(params, ids, attended, key), attended)
         return Vectors(self._encode(params, jnp.where(attended, ids, self.mask_token), attended, key), jnp.ones_like(attended))
 
-    def encode_item(self, params: TokenEncoder, batch: Batch, key: Array | None = None) -> Vectors:
+    def encode_item(self, params: Tree, batch: Batch, key: Array | None = None) -> Vectors:
         """Vectors of `document` [C, Td]."""
         ids = batch["document"]
         attended = ids != self.pad
@@ -94,7 +94,7 @@ class ColBERT(Method, Encoder):
         """Scores in training, [B, C]."""
         return maxsim(queries.values, documents.values, queries.mask, documents.mask)
 
-    def loss(self, params: TokenEncoder, batch: Batch, key: Array) -> Loss:
+    def loss(self, params: Tree, batch: Batch, key: Array) -> Loss:
         """Terms: "contrastive", over the batch; "distillation", where it holds `teacher` [B, 1 + S], scores of a row's own documents, relevant one first."""
         first, last = split_key(key, 2)
         documents = batch["document"]  # [B, Td]
@@ -107,41 +107,48 @@ class ColBERT(Method, Encoder):
         if "teacher" in batch:
             terms["distillation"] = divergence(batch["teacher"], jnp.take_along_axis(scores, own, axis=1), weight)
             excluded = excluded.at[jnp.arange(len(own))[:, None], own[:, 1:]].set(True)  # the teacher has spoken about them
-        scores = jnp.where(excluded, -jnp.inf, scores)
-        right = jnp.diagonal(scores)
-        terms["contrastive"] = (jnp.where(weight > 0, jax.nn.logsumexp(scores, axis=1) - right, 0) * weight).sum(), weight.sum()
-        hits = jnp.argmax(scores, axis=1) == jnp.arange(len(scores))
+        if self.in_batch or "teacher" not in batch:
+            terms["contrastive"] = contrastive(scores, excluded, weight)
+        hits = jnp.argmax(jnp.where(excluded, -jnp.inf, scores), axis=1) == jnp.arange(len(scores))
         return Loss(terms, {"hits": (jnp.sum(hits * weight), weight.sum())})
 
-    def _encode(self, params: TokenEncoder, ids: Array, attended: Array, key: Array | None) -> Array:
+    def _encode(self, params: Tree, ids: Array, attended: Array, key: Array | None) -> Array:
         if not self.chunk or len(ids) <= self.chunk:
             return params(ids, attended, key)
         if len(ids) % self.chunk:
             raise ValueError(f"chunk={self.chunk} does not divide the {len(ids)} texts of a batch; choose a divisor")
         parts = len(ids) // self.chunk
         keys = None if key is None else jax.random.split(key, parts)
-        pieces = ids.reshape(parts, self.chunk, -1), attended.reshape(parts, self.chunk, -1), keys
-        encoded = jax.lax.map(jax.checkpoint(lambda piece: params(*piece)), pieces)
-        return encoded.reshape(-1, *encoded.shape[2:])
+        # Texts are dealt out in turn, so that every chunk has its share of each device's.
+        pieces = (jnp.moveaxis(leaf.reshape(self.chunk, parts, -1), 1, 0) for leaf in (ids, attended))
+        encoded = jax.lax.map(jax.checkpoint(lambda piece: params(*piece)), (*pieces, keys))
+        return jnp.moveaxis(encoded, 0, 1).reshape(-1, *encoded.shape[2:])
 
 
 def candidates(batch: Batch, *, in_batch: bool) -> tuple[Array, Array]:
     """(excluded [B, C] bool, own [B, 1 + S] columns of a row's own documents) among the C = B (1 + S) documents of a batch.
 
     The first B documents are those relevant to the rows, then come the rows' hard negatives. A row's relevant document is never excluded; other
-    columns are if they hold the same document, or one that is relevant to the same query, or belong to a row of weight zero.
+    columns are if they hold a document that the batch knows to be relevant to the same query, or belong to a row of weight zero.
     """
     query, document = batch["query_row"], batch["document_row"]
     rows = jnp.arange(len(query))
     hard = batch["negative_row"] if "negative_row" in batch else jnp.zeros((len(query), 0), document.dtype)  # [B, S]
     owner = jnp.concatenate([rows, jnp.repeat(rows, hard.shape[1])])  # [C]
-    answers = jnp.concatenate([query, jnp.full(hard.size, -1, query.dtype)])  # [C] the query that a document is relevant to
     shown = jnp.concatenate([document, hard.reshape(-1)])  # [C]
-    excluded = (shown[None, :] == document[:, None]) | (answers[None, :] == query[:, None]) | (batch["mask"][owner] == 0)[None, :]
+    same = (query[:, None] == query[None, :]) & (batch["mask"] > 0)[None, :]  # [B, B] rows of one query
+    answers = (same[:, :, None] & (document[:, None] == shown[None, :])[None]).any(axis=1)  # [B, C] who is relevant to whom, as far as the batch says
+    excluded = answers | (batch["mask"][owner] == 0)[None, :]
     if not in_batch:
         excluded |= owner[None, :] != rows[:, None]
     own = jnp.concatenate([rows[:, None], len(rows) + rows[:, None] * hard.shape[1] + jnp.arange(hard.shape[1])[None, :]], axis=1)
     return excluded.at[rows, rows].set(False), own
+
+
+def contrastive(scores: Array, excluded: Array, weight: Array) -> tuple[Array, Array]:
+    """(sum, weight) of -log softmax of a row's own score, the diagonal of [B, C], among those not `excluded` [B, C]."""
+    scores = jnp.where(excluded, -jnp.inf, scores)
+    return (jnp.where(weight > 0, jax.nn.logsumexp(scores, axis=1) - jnp.diagonal(scores), 0) * weight).sum(), weight.sum()
 
 
 def divergence(teacher: Array, scores: Array, weight: Array) -> tuple[Array, Array]:
