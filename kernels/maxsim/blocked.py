@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from kernels import dispatch
+
 BLOCK_BYTES = 4 * 2**20
 """Of the similarities and tokens of a block. A Xeon with 1.25 MiB of L2 was fastest at 2 to 4 MiB, and half as slow again at 32 MiB."""
+ACCELERATOR = 64  # times larger blocks where there is no such cache to fit and every block costs the launch of programs; a guess, not measured
 WHOLE_BYTES = 32 * 2**20
 """Similarities up to which everything is one block: tokens need no copying then, 14 against 20 ms for 180,000 of them and 32 query tokens."""
 BEST_BYTES = 256 * 2**20  # of the maxima [C, B, N] that `ragged` carries from block to block; more queries than that allows take turns
@@ -87,7 +90,7 @@ def gradients(cotangent: Array, places: Array, queries: Array, tokens: Array, qu
     """
     weight = jnp.where(query_mask[:, None, :], cotangent[:, :, None], 0)  # [B, C, N]
     (batch, count, length), dim = weight.shape, queries.shape[-1]
-    size = max(1, min(count, BLOCK_BYTES // (4 * batch * length * dim)))
+    size = max(1, min(count, _block_bytes() // (4 * batch * length * dim)))
 
     def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_queries, d_tokens = carry
@@ -155,7 +158,11 @@ def _over_tokens(update: Callable[..., Array], result: Array, columns: int, toke
 
 def _block_tokens(tokens: int, columns: int, dim: int) -> int:
     """Document tokens of a block, for so many tokens in all and query tokens beside them: all of them if their similarities are few."""
-    return tokens if 4 * tokens * columns <= WHOLE_BYTES else max(1, BLOCK_BYTES // (4 * (columns + dim)))
+    return tokens if 4 * tokens * columns <= WHOLE_BYTES else max(1, _block_bytes() // (4 * (columns + dim)))
+
+
+def _block_bytes() -> int:
+    return BLOCK_BYTES if dispatch.platform() == "cpu" else ACCELERATOR * BLOCK_BYTES
 
 
 def _in_turns(answer: Callable[[Array, Array], Any], queries: Array, query_mask: Array, documents: int) -> Any:
