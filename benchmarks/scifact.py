@@ -54,7 +54,7 @@ def main() -> None:
                 judged.setdefault(system, []).append(answer)
         if options.encoder:
             judged[f"single vectors of {Path(options.encoder).name}"] = [single_vectors(experiment.data, options.encoder)]
-        collection = name.rpartition("_")[2]
+        collection = name.partition("_")[2]
         record("scifact", [result(f"{system}, {collection}", runs) for system, runs in judged.items()])
 
 

@@ -20,7 +20,7 @@ source = PythonDocs()
 experiment = Experiment(
     method=ColBERT(encoder=BERT(vocabulary=FROM_DATA, length=128, dim=128, layers=2, heads=4, hidden=256, types=1), dim=64, temperature=0.5),
     data=Passages(source, WordPiece(source, size=8192), batch=64, query_length=24, document_length=96),
-    steps=1500,
+    steps=1000,
     optimizer=Adam(peak=1e-3, warmup=0.1, decay="linear"),
     evals=(DocumentRetrieval(queries=300, documents=2000),),
     log_every=50,
