@@ -1,0 +1,79 @@
+"""Compressed: what engines over centroids and residual codes share, the codec's fit, its drift and how to fit it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxrec.index.compress import ResidualCodec
+from jaxrec.index.multivector.multivector import MultiVectorIndex, Vectors
+from jaxrec.index.multivector.packed import Packed
+
+SAMPLE = 4096  # tokens of an `add` whose error is measured
+CODES, RESIDUALS = "codes", "residuals"
+
+
+class Compressed(MultiVectorIndex):
+    """An index whose first documents fit a `ResidualCodec` that encodes all later ones too."""
+
+    _codec: ResidualCodec | None = None
+    _errors: np.ndarray | None = None  # squared error a token of what the codec was fitted to, that of what came later, and how many tokens came
+
+    @property
+    def drift(self) -> float:
+        """Squared error of a token added since the codec was fitted, divided by that of those it was fitted to; 1 with none. Above 1.5, `rebuild`."""
+        if self._errors is None or not self._errors[2]:
+            return 1.0
+        fitted, later, _ = self._errors
+        return float(later / fitted) if fitted else float("inf") if later else 1.0
+
+    def rebuild(self, vectors: Vectors, lengths: ArrayLike | None = None) -> None:
+        """Fits the codec anew, to the vectors of all documents, in the order of `ids`, and encodes them all. Codes alone would add error to error."""
+        fresh = type(self)(fingerprint=self.fingerprint, **self._options)
+        fresh.add(self._ids, vectors, lengths)
+        vars(self).update(vars(fresh))
+
+    @property
+    def codec(self) -> ResidualCodec:
+        """Fitted by the first documents with tokens; raises ValueError before."""
+        if self._codec is None:
+            raise ValueError("no document with tokens was added, so there is no codec")
+        return self._codec
+
+    def _learn(self, vectors: np.ndarray) -> None:
+        options = self._options
+        self._codec = ResidualCodec.fit(vectors, options["bits"], centroids=options["centroids"], seed=options["seed"])
+
+    def _decode(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """[T, D] the vectors that the columns of `_encode` stand for."""
+        raise TypeError(f"{type(self).__name__} does not decode")
+
+    def _insert(self, documents: Packed, ids: np.ndarray, order: np.ndarray) -> None:
+        self._measure(documents.vectors)
+        super()._insert(documents, ids, order)
+
+    def _measure(self, vectors: np.ndarray) -> None:
+        """Notes the error of tokens [T, D] to be added."""
+        if not len(vectors):
+            return
+        sample = vectors[:: -(-len(vectors) // SAMPLE)]
+        error = float(np.square(self._decode(self._encode(sample)) - sample).sum(axis=1).mean())
+        if self._errors is None:
+            self._errors = np.array([error, 0, 0])
+        else:
+            fitted, later, tokens = self._errors
+            self._errors = np.array([fitted, (later * tokens + error * len(vectors)) / (tokens + len(vectors)), tokens + len(vectors)])
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        if self._codec is None or self._errors is None:
+            return super()._arrays()
+        book = {"centroids": self._codec.centroids, "cutoffs": self._codec.cutoffs, "weights": self._codec.weights, "errors": self._errors}
+        return super()._arrays() | book
+
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        if self._learned:
+            self._errors = arrays.pop("errors")
+            self._codec = ResidualCodec(*(arrays.pop(name) for name in ("centroids", "cutoffs", "weights")))
+        super()._restore(arrays)
