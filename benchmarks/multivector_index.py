@@ -25,16 +25,18 @@ from jaxrec.artifact import say
 from jaxrec.index.compress import unit
 from jaxrec.index.multivector import ExactMultiVector, MultiVectorIndex, Muvera, Plaid, Warp
 
+STAGES = [{"probes": probes, "candidates": candidates, "decoded": decoded} for probes, candidates, decoded in ((32, 256, 64), (64, 512, 256), (128, 1024, 512))]
 # What is built, and how it is then searched.
 CONFIGURATIONS: list[tuple[type[MultiVectorIndex], dict[str, Any], list[dict[str, Any]]]] = [
     (ExactMultiVector, {"storage": "float32"}, [{}]),
     (ExactMultiVector, {"storage": "int8"}, [{}]),
-    (Muvera, {"repetitions": 20, "bits": 4, "projection": 8}, [{"depth": 64}, {"depth": 256}]),
-    (Muvera, {"repetitions": 40, "bits": 4, "projection": 16, "final": 2048}, [{"depth": 64}, {"depth": 256}]),
-    (Plaid, {"bits": 32, "centroids": 4096}, [{"probes": p, "candidates": c, "decoded": d} for p, c, d in ((16, 256, 64), (32, 512, 128), (64, 1024, 256))]),
-    (Plaid, {"bits": 4, "centroids": 4096}, [{"probes": p, "candidates": c, "decoded": d} for p, c, d in ((32, 256, 64), (64, 512, 128))]),
-    (Plaid, {"bits": 2, "centroids": 4096}, [{"probes": p, "candidates": c, "decoded": d} for p, c, d in ((32, 256, 64), (64, 512, 128))]),
-    (Plaid, {"bits": 1, "centroids": 4096}, [{"probes": 64, "candidates": 512, "decoded": 128}]),
+    (Muvera, {"repetitions": 20, "bits": 4, "projection": 16}, [{"depth": depth} for depth in (64, 256, 384, 512)]),
+    (Muvera, {"repetitions": 40, "bits": 4, "projection": 16, "final": 2048}, [{"depth": 512}]),
+    (Plaid, {"bits": 32, "centroids": 4096}, [STAGES[0], STAGES[2]]),
+    (Plaid, {"bits": 32, "centroids": 16_384}, STAGES),
+    (Plaid, {"bits": 4, "centroids": 16_384}, STAGES),
+    (Plaid, {"bits": 2, "centroids": 4096}, STAGES),
+    (Plaid, {"bits": 1, "centroids": 4096}, STAGES[1:]),
     (Warp, {"bits": 4, "centroids": 4096}, [{"probes": 8}, {"probes": 32}]),
     (Warp, {"bits": 2, "centroids": 4096}, [{"probes": 32}]),
 ]

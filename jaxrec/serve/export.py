@@ -82,7 +82,7 @@ def export_search(experiment: Experiment, params: Tree, step: int, folder: Path,
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     documents = encode(method, params, data.tokens()["documents"], "document", pad=data.info()["pad"])
     encoder = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves.values())).hexdigest()[:16]
-    engine = ExactMultiVector(storage="float16", fingerprint=encoder) if len(documents) <= EXACT else Plaid(fingerprint=encoder)
+    engine = ExactMultiVector(fingerprint=encoder) if len(documents) <= EXACT else Plaid(fingerprint=encoder)
     engine.add(np.arange(len(documents)), documents.values, np.diff(documents.offsets))
     with replacing(folder, MANIFEST, "a bundle") as partial:
         programs = write_retriever(partial, method, leaves, data.query_length)

@@ -18,7 +18,7 @@ from kernels import dispatch
 
 BLOCK_BYTES = 4 * 2**20
 """Of the similarities and tokens of a block. A Xeon with 1.25 MiB of L2 was fastest at 2 to 4 MiB, and half as slow again at 32 MiB."""
-ACCELERATOR = 64  # times larger blocks where there is no such cache to fit and every block costs the launch of programs; a guess, not measured
+ACCELERATOR = 4  # times larger blocks where there is no such cache to fit and every block costs the launch of programs; a guess, not measured
 WHOLE_BYTES = 32 * 2**20
 """Similarities up to which everything is one block: tokens need no copying then, 14 against 20 ms for 180,000 of them and 32 query tokens."""
 BEST_BYTES = 256 * 2**20  # of the maxima [C, B, N] that `ragged` carries from block to block; more queries than that allows take turns
