@@ -75,6 +75,11 @@ def lecun() -> Initializer:
     return jax.nn.initializers.lecun_normal()
 
 
+def constant(value: float) -> Initializer:
+    """The given value everywhere."""
+    return jax.nn.initializers.constant(value)
+
+
 zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
 
 

@@ -64,3 +64,38 @@ ODD_MAXSIM = (
     MaxSim(3, 5, 7, 11, 8),
     MaxSim(2, 33, 9, 130, 96),
 )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Sizes of an attention.
+
+    Attributes:
+      batch: B.
+      queries: T of each example.
+      keys: S.
+      heads: H, of queries.
+      groups: G, heads of keys and values.
+      width: K, of queries and keys.
+      value_width: V.
+    """
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    groups: int
+    width: int
+    value_width: int
+
+
+LONG_HISTORY = Attention(2, 4096, 4096, 8, 8, 64, 64)  # a user's history
+DECODE = Attention(8, 1, 4096, 8, 2, 64, 64)  # a query against a cache
+WIDE = Attention(1, 2048, 2048, 2, 2, 256, 256)
+
+ODD_ATTENTION = (
+    Attention(1, 1, 1, 1, 1, 1, 1),
+    Attention(2, 7, 7, 4, 2, 16, 5),
+    Attention(2, 133, 133, 2, 1, 33, 24),
+    Attention(3, 1, 150, 4, 2, 16, 16),
+)

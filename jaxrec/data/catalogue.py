@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.data.builders.amazon_p5 import AmazonP5
+from jaxrec.data.builders.kuairand import KuaiRand
 from jaxrec.data.builders.movielens import MovieLens
 from jaxrec.data.builders.python_api import PythonApi
 from jaxrec.data.builders.synthetic import Synthetic
@@ -23,6 +24,7 @@ SOURCES: dict[str, Source] = {
     "amazon_toys": AmazonP5("toys"),
     "movielens_100k": MovieLens("100k"),
     "movielens_1m": MovieLens("1m"),
+    "kuairand": KuaiRand(),
     "synthetic": Synthetic(),
 }
 

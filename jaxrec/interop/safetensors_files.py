@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import EllipsisType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -90,19 +91,68 @@ def read(folder: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: a file is damaged, or lacks a tensor that the index places there; names both.
     """
+    return {name: tensor[...] for name, tensor in open_tensors(folder).items()}
+
+
+class LazyTensor:
+    """A tensor in a file: its shape is known, and of its values only the slices that are asked for are read."""
+
+    def __init__(self, file: Any, name: str):
+        self._slice = file.get_slice(name)
+        self.shape: tuple[int, ...] = tuple(self._slice.get_shape())
+
+    def __getitem__(self, index: tuple[slice, ...] | EllipsisType) -> np.ndarray:
+        return self._slice[index]
+
+
+def open_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """All tensors of a model by name, to be read by slices.
+
+    Raises:
+      FileNotFoundError: a file is missing; names it.
+      ValueError: a file is damaged, or lacks a tensor that the index places there; names both.
+    """
     safetensors = hf_package("safetensors")
-    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, LazyTensor] = {}
     for path in weight_files(folder):
         try:
-            with safetensors.safe_open(path, framework="np") as file:
-                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            file = safetensors.safe_open(path, framework="np")
+            held = {name: LazyTensor(file, name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is no whole safetensors file ({error}); fetch it again") from None
         if path.name != WEIGHTS:
             if lost := sorted(name for name, place in _placement(folder).items() if place == path.name and name not in held):
                 raise ValueError(f"{path} lacks {len(lost)} tensors that {INDEX} places there, {lost[0]} first; fetch both again")
-        arrays |= held
-    return arrays
+        tensors |= held
+    return tensors
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: Iterable[tuple[str, np.ndarray]], *, limit: int = 5 * 10**9) -> None:
+    """A model as others read it: `config.json` and weights, cut into files of at most `limit` bytes, of which one at a time is held in memory."""
+    save = hf_package("safetensors.numpy").save_file
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[list[str]] = []
+    held: dict[str, np.ndarray] = {}
+
+    def close() -> None:
+        save(held, folder / f"part-{len(files)}", metadata={"format": "pt"})
+        files.append(list(held))
+        held.clear()
+
+    total = 0
+    for name, array in tensors:
+        if held and sum(each.nbytes for each in held.values()) + array.nbytes > limit:
+            close()
+        held[name] = array
+        total += array.nbytes
+    close()
+    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)] if len(files) > 1 else [WEIGHTS]
+    for number, name in enumerate(names):
+        (folder / f"part-{number}").replace(folder / name)
+    if len(files) > 1:
+        places = {tensor: name for name, held_there in zip(names, files, strict=True) for tensor in held_there}
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1), encoding="utf8")
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
 
 
 def _placement(folder: Path) -> dict[str, str]:

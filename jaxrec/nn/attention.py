@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.nn.linear import Linear
+from jaxrec.nn.norm import RMSNorm
+from jaxrec.nn.positions import Alibi, RelativeBias, Rotary
+from jaxrec.nn.weights import HIDDEN, Differential, Entmax, Rectified, Softmax, Threshold, Weighting
 
 QUERY_BLOCK = 64
-HIDDEN = -1e30
-"""The score of a key that may not be seen; finite, so that a fully hidden block has no NaN."""
+PLAIN = Rotary()
+
+KeyValues = tuple[jax.Array, jax.Array]
+"""Keys [B V G, S, K] and values [B G, S, V K] of S places: texts and heads on one axis, so that a product reads them as they lie and needs no copy."""
 
 
 @struct.dataclass
@@ -24,6 +33,7 @@ class Context:
       time: [B, T] int32 seconds, or None.
       bias: [1 or B, H, T, T] float32 added to the scores (relative positions), or None.
       causal: whether the mask hides every later key, so that those products may be left out.
+      packed: whether the mask says no more than `segment` and `causal` do, so that a kernel may read those instead.
     """
 
     segment: jax.Array
@@ -32,6 +42,12 @@ class Context:
     time: jax.Array | None = None
     bias: jax.Array | None = None
     causal: bool = struct.field(pytree_node=False, default=False)
+    packed: bool = struct.field(pytree_node=False, default=False)
+
+
+def packed(segment: jax.Array, *, causal: bool, key: jax.Array | None = None, time: jax.Array | None = None, bias: jax.Array | None = None) -> Context:
+    """The context of rows [B, T] in which every history sees itself."""
+    return Context(segment, visible(segment, causal=causal), key, time, bias, causal, packed=True)
 
 
 def visible(segment: jax.Array, *, causal: bool) -> jax.Array:
@@ -46,35 +62,193 @@ def visible(segment: jax.Array, *, causal: bool) -> jax.Array:
     return same & jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
-@struct.dataclass
-class Attention:
-    """Multi-head scaled dot-product self-attention (Vaswani et al. 2017, arXiv 1706.03762), without biases in q, k, v.
+@dataclass(frozen=True)
+class AttentionKind:
+    """How a model attends: one field of every sequence model.
 
-    softmax(q k^T / sqrt(K) + mask) v, heads concatenated, then one linear map. A key bias has no gradient (softmax is blind to it).
+    Attributes:
+      weights: what makes weights of scores, each a class of `jaxrec.nn.weights`: "softmax"; "threshold" (TRA), and "threshold_differential" (TDA) with
+        two views; "differential", two softmaxes; "rectified" (ReLA); "entmax".
+      positions: "own", those of the model (learned vectors, or its relative bias); "rotary"; "alibi"; "relative", T5's bias; or "none".
+      groups: key and value heads that the heads share (GQA; 1 = MQA); 0 = one for each head.
+      window: keys that a query may see on each side, itself included; 0 = all.
+      rotary: the frequencies, where positions are "rotary".
+      scale, cap: of "softmax" alone: what multiplies inner products (0 = K ** -0.5), and the bound of Gemma 2 (0 = none).
+      beta, kappa, power: of the threshold's gate, see `Threshold`.
+      learn_beta: whether beta is a parameter.
+      alpha: of entmax.
     """
 
-    qkv: Linear  # D -> 3 * H * K
-    output: Linear  # H * K -> D
+    weights: Literal["softmax", "threshold", "threshold_differential", "differential", "rectified", "entmax"] = "softmax"
+    positions: Literal["own", "rotary", "alibi", "relative", "none"] = "own"
+    groups: int = 0
+    window: int = 0
+    rotary: Rotary = PLAIN
+    scale: float = 0.0
+    cap: float = 0.0
+    beta: float = 1.0
+    kappa: float = 1.0
+    power: int = 2
+    learn_beta: bool = False
+    alpha: float = 1.5
+
+    def __post_init__(self):
+        for name in ("beta", "kappa", "power"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if self.window < 0 or self.groups < 0:
+            raise ValueError(f"window={self.window} and groups={self.groups} must be at least 0")
+        if self.weights != "softmax" and (self.scale or self.cap):
+            raise ValueError(f"scale={self.scale} and cap={self.cap} are of softmax, and weights={self.weights!r} has neither; leave them 0")
+
+    @property
+    def views(self) -> int:
+        """Sets of scores that one set of weights is made of."""
+        return 2 if self.weights in ("differential", "threshold_differential") else 1
+
+    def pairs(self, heads: int) -> int:
+        """Heads after two views are one: half as many, with values of twice the width, so that all kinds have as many parameters."""
+        return max(heads // self.views, 1)
+
+    def weighting(self, heads: int, width: int, value: int) -> Weighting:
+        """The spec of the weights of `heads` heads, with keys and values of these widths."""
+        match self.weights:
+            case "softmax":
+                return Softmax(self.scale, self.cap)
+            case "rectified":
+                return Rectified.spec(value)
+            case "entmax":
+                return Entmax(self.alpha)
+            case "differential":
+                return Differential.spec(width, value)
+            case _:
+                gate = {"beta": self.beta, "kappa": self.kappa, "power": self.power, "learn_beta": self.learn_beta}
+                return Threshold.spec(heads, width, value, views=self.views, **gate)
+
+    def bias(self, heads: int, *, causal: bool, own: bool) -> RelativeBias | Alibi | None:
+        """The bias of distances, shared by all layers; `own`: whether the model's own positions are one."""
+        heads = self.views * self.pairs(heads)
+        if self.positions == "relative" or (own and self.positions == "own"):
+            return RelativeBias.spec(heads, causal=causal)
+        return Alibi(heads) if self.positions == "alibi" else None
+
+
+SOFTMAX = AttentionKind()
+
+
+@struct.dataclass
+class Attention:
+    """Multi-head self-attention: weights of q k^T, times v, heads concatenated, then one linear map.
+
+    By default scaled dot-product attention (Vaswani et al. 2017, arXiv 1706.03762). A key bias has no gradient (softmax is blind to it).
+    """
+
+    qkv: Linear  # D -> V H K queries, V G K keys, V G K values, of V views
+    output: Linear  # H V K -> D
     heads: int = struct.field(pytree_node=False)
+    weights: Weighting = struct.field(default_factory=Softmax)
+    query_norm: RMSNorm | None = None  # over K
+    key_norm: RMSNorm | None = None
+    rotary: Rotary | None = struct.field(pytree_node=False, default=None)
+    groups: int = struct.field(pytree_node=False, default=0)  # 0 = heads
+    window: int = struct.field(pytree_node=False, default=0)
 
     @classmethod
-    def spec(cls, width: int, heads: int, head: int = 0) -> Attention:
-        """Declares `heads` heads of width `head`; 0 = width / heads."""
+    def spec(
+        cls,
+        width: int,
+        heads: int,
+        head: int = 0,
+        kind: AttentionKind = SOFTMAX,
+        *,
+        bias: bool = False,
+        output_bias: bool = True,
+        norm: Callable[[int], RMSNorm] | None = None,
+    ) -> Attention:
+        """Declares `heads` heads of width `head`; 0 = width / heads. Two views make one head of two, so half of them are left.
+
+        `bias` is that of q, k and v; `norm` declares a norm of the given width for queries and for keys.
+        """
         inner = heads * head or width
         check_heads(inner, heads)
+        pairs = kind.pairs(heads)
+        groups = kind.pairs(kind.groups) if kind.groups else pairs
+        if pairs % groups or inner % (pairs * kind.views):
+            raise ValueError(f"groups={kind.groups} must divide heads={heads}, and {kind.views} views must divide {inner}; choose a divisor")
+        value = inner // pairs
         return cls(
-            qkv=Linear.spec(width, 3 * inner, axes=("embed", "heads"), bias=False), output=Linear.spec(inner, width, axes=("heads", "embed")), heads=heads
+            qkv=Linear.spec(width, inner + 2 * groups * value, axes=("embed", "heads"), bias=bias),
+            output=Linear.spec(inner, width, axes=("heads", "embed"), bias=output_bias),
+            heads=pairs,
+            weights=kind.weighting(pairs, value // kind.views, value),
+            query_norm=norm(value // kind.views) if norm else None,
+            key_norm=norm(value // kind.views) if norm else None,
+            rotary=kind.rotary if kind.positions == "rotary" else None,
+            groups=groups if groups != pairs else 0,
+            window=kind.window,
         )
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
-        q, k, v = self.project(x)
-        return self.output(merge_heads(attend(q, k, v, context)))
+        return self.remember(x, context)[0]
 
-    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B, T, D] -> queries, keys and values [B, T, H, K]."""
-        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
-        return q, k, v
+    def remember(self, x: jax.Array, context: Context) -> tuple[jax.Array, KeyValues]:
+        """[B, T, D] -> [B, T, D], and the keys and values that `extend` goes on from."""
+        q, k, v = self.project(x)
+        mixed = None if self.window else self.weights.fused(q, k, v, context)
+        if mixed is None:
+            mixed = self.mix(q, k, v, self.hide_far(hide(context.mask), context), causal=context.causal)
+        return self.close(mixed), (by_head(k), by_head(v))
+
+    def extend(self, x: jax.Array, cache: KeyValues, place: jax.Array, bias: jax.Array) -> tuple[jax.Array, KeyValues]:
+        """N more tokens [B, N, D] at places `place`, place + 1, ... of a cache of S, under bias [B, 1 or V H, N, S] -> [B, N, D] and the cache with them.
+
+        The cache is written in place where the caller gives it up (donates it, or carries it through a loop).
+        """
+        B, N, _ = x.shape
+        places = place + jnp.arange(N)
+        q, k, v = self.project(x, places)
+        keys, values = (
+            jax.lax.dynamic_update_slice(whole, by_head(new).astype(whole.dtype), (0, place, 0)) for whole, new in zip(cache, (k, v), strict=True)
+        )
+        grouped = by_head(q).reshape(len(keys), -1, q.shape[-1])  # [B V G, R N, K], R heads to a group
+        found = jnp.einsum("gqk,gsk->gqs", grouped, keys, preferred_element_type=jnp.float32).reshape(B, -1, N, keys.shape[1])
+        if self.window:
+            bias = bias + hide(places[:, None] - jnp.arange(keys.shape[1])[None] < self.window)[None, None]
+        weights = self.weights(found, bias).astype(v.dtype).reshape(len(values), -1, values.shape[1])  # [B G, R N, S]
+        mixed = jnp.einsum("gqs,gsk->gqk", weights, values).reshape(B, self.heads, N, -1)
+        return self.close(jnp.swapaxes(mixed, 1, 2)), (keys, values)
+
+    def project(self, x: jax.Array, place: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, T, D] at places [T] or [B, T] (0, 1, ... unless given) -> q [B, T, V H, K], k [B, T, V G, K], v [B, T, G, V K], ready for scores."""
+        H, G, views = self.heads, self.groups or self.heads, self.weights.views
+        both = self.qkv(x)
+        value = both.shape[-1] // (H + 2 * G)
+        q, k, v = jnp.split(both, [H * value, (H + G) * value], axis=-1)
+        q, k, v = split_heads(q, views * H), split_heads(k, views * G), split_heads(v, G)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotary is not None:
+            place = jnp.arange(x.shape[1]) if place is None else place
+            q, k = self.rotary(q, place), self.rotary(k, place)
+        return *self.weights.prepare(q, k), v
+
+    def mix(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, causal: bool = False) -> jax.Array:
+        """What `project` gave, q of [B, T] against k and v of [B, S] under bias [B, V H or 1, T, S] -> [B, T, H, V K]."""
+        return weigh(self.weights, q, k, v, bias, causal=causal, window=self.window)
+
+    def close(self, mixed: jax.Array) -> jax.Array:
+        """[B, T, H, V K] -> [B, T, D]."""
+        return self.output(merge_heads(self.weights.finish(mixed)))
+
+    def hide_far(self, bias: jax.Array, context: Context) -> jax.Array:
+        """The bias with relative positions, and with what lies outside the window hidden."""
+        if context.bias is not None:
+            bias = bias + context.bias
+        if self.window:
+            steps = jnp.arange(bias.shape[-1])
+            bias = bias + hide(jnp.abs(steps[:, None] - steps[None]) < self.window)[None, None]
+        return bias
 
 
 @struct.dataclass
@@ -106,7 +280,8 @@ class CrossAttention:
     def __call__(self, x: jax.Array, remembered: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]; bias [B, 1, T, S] hides what a query may not see."""
         k, v = remembered
-        return self.output(merge_heads(weigh(split_heads(self.query(x), self.heads), k, v, bias)))
+        q, k = Softmax().prepare(split_heads(self.query(x), self.heads), k)
+        return self.output(merge_heads(weigh(Softmax(), q, k, v, bias)))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -119,32 +294,48 @@ def merge_heads(x: jax.Array) -> jax.Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
+def by_head(x: jax.Array) -> jax.Array:
+    """[B, T, H, K] -> [B H, T, K]."""
+    return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
 def hide(mask: jax.Array) -> jax.Array:
     """A mask as a bias: 0 where it is True, so low elsewhere that nothing is left after the softmax."""
     return jnp.where(mask, 0.0, HIDDEN)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
-    """Self-attention over the keys that each query may see, [B, T, H, K]."""
-    bias = hide(context.mask)  # [B, 1, T, T]
-    return weigh(q, k, v, bias if context.bias is None else bias + context.bias, causal=context.causal)
+def weigh(weights: Weighting, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, causal: bool = False, window: int = 0) -> jax.Array:
+    """weights(q k^T + bias) v, of [B, T, V H, K], [B, S, V G, K] and [B, S, G, V K]; scores and weights in float32.
 
-
-def weigh(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *, causal: bool = False) -> jax.Array:
-    """softmax(q k^T / sqrt(K) + bias) v, [B, T, H, K] against [B, S, H, K]; the softmax in float32.
-
-    Causal queries go in blocks, and a block is multiplied only with the keys up to its end: nearly half of the products of a long row
-    would be masked.
+    Causal queries go in blocks, and a block is multiplied only with the keys up to its end (and from the window's begin): nearly half of the
+    products of a long row would be masked.
     """
     T = q.shape[1]
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     mixed = []
     for low in range(0, T, QUERY_BLOCK if causal else T):
         high = min(low + QUERY_BLOCK, T) if causal else T
-        seen = slice(0, high) if causal else slice(None)
-        scores = jnp.einsum("bthk,bshk->bhts", q[:, low:high], k[:, seen], preferred_element_type=jnp.float32) + bias[:, :, low:high, seen]
-        mixed.append(jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, axis=-1).astype(v.dtype), v[:, seen]))
+        seen = slice(max(0, low + 1 - window) if window else 0, high) if causal else slice(None)
+        own = weights(scores(q[:, low:high], k[:, seen]), bias[:, :, low:high, seen])
+        mixed.append(values(own.astype(v.dtype), v[:, seen]))
     return jnp.concatenate(mixed, axis=1)
+
+
+def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Inner products [B, H, T, S] float32 of queries [B, T, H, K] and keys [B, S, G, K], where G divides H."""
+    if q.shape[2] == k.shape[2]:
+        return jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    found = jnp.einsum("btgrk,bsgk->bgrts", grouped, k, preferred_element_type=jnp.float32)
+    return found.reshape(found.shape[0], -1, *found.shape[3:])
+
+
+def values(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """Sums [B, T, H, K] of values [B, S, G, K] under weights [B, H, T, S]."""
+    if weights.shape[1] == v.shape[2]:
+        return jnp.einsum("bhts,bshk->bthk", weights, v)
+    grouped = weights.reshape(weights.shape[0], v.shape[2], -1, *weights.shape[2:])
+    found = jnp.einsum("bgrts,bsgk->btgrk", grouped, v)
+    return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
 
 def check_heads(width: int, heads: int) -> None:

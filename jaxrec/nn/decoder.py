@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrec.nn.attention import Context, CrossAttention, merge_heads
+from jaxrec.nn.attention import SOFTMAX, AttentionKind, Context, CrossAttention, scores, values
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import TransformerBlock, split_key
@@ -24,8 +24,8 @@ class DecoderBlock:
     cross: CrossAttention
 
     @classmethod
-    def spec(cls, width: int, heads: int, hidden: int, rate: float, head: int = 0) -> DecoderBlock:
-        return cls(TransformerBlock.spec(width, heads, hidden, rate, head=head), LayerNorm.spec(width), CrossAttention.spec(width, heads, head))
+    def spec(cls, width: int, heads: int, hidden: int, rate: float, head: int = 0, kind: AttentionKind = SOFTMAX) -> DecoderBlock:
+        return cls(TransformerBlock.spec(width, heads, hidden, rate, head=head, kind=kind), LayerNorm.spec(width), CrossAttention.spec(width, heads, head))
 
     def __call__(self, x: jax.Array, context: Context, memory: jax.Array, bias: jax.Array) -> jax.Array:
         """Many short outputs at once: x [B, M, L, D], each of the M attending within itself, and to memory [B, S, D] under bias [B, 1, M * L, S].
@@ -41,15 +41,23 @@ class DecoderBlock:
         x = x + dropout(block.feed(block.feed_norm(x), rate, inner), rate, last)
         return x.reshape(B, M, L, D)
 
-    def extend(self, x: jax.Array, cache: Cache | None, bias: jax.Array, remembered: Cache, hidden: jax.Array) -> tuple[jax.Array, Cache]:
-        """One more token of each beam: x [B, K, D]; bias [1, H, 1, t + 1]; the memory's keys and values, and its bias [B, 1, 1, S]."""
-        x, cache = extend(self.block, x, cache, bias)
+    def extend(
+        self, x: jax.Array, cache: Cache | None, place: jax.Array, bias: jax.Array | None, remembered: Cache, hidden: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+        """One more token of each beam: x [B, K, D], with its self-attention as `extend`'s; the memory's keys and values, and its bias [B, 1, 1, S]."""
+        x, cache = extend(self.block, x, cache, place, bias)
         x = x + self.cross(self.cross_norm(x), remembered, hidden)
         return x + self.block.feed(self.block.feed_norm(x), 0.0, None), cache
 
 
 def extend(
-    block: TransformerBlock, x: jax.Array, cache: Cache | None, bias: jax.Array, memory: Cache | None = None, hidden: jax.Array | None = None
+    block: TransformerBlock,
+    x: jax.Array,
+    cache: Cache | None,
+    place: jax.Array,
+    bias: jax.Array | None,
+    memory: Cache | None = None,
+    hidden: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     """x + self-attention for one more token of each beam, and the longer cache.
 
@@ -57,22 +65,29 @@ def extend(
       block: whose attention it is.
       x: [B, K, D].
       cache: of the tokens before, None for the first.
-      bias: [1, H, 1, s + t + 1] of positions.
-      memory: keys and values [B, s, H, k] that all beams share (the prompt), before their own.
+      place: [] of the token in its row, memory included.
+      bias: [1, H, 1, s + t + 1] of positions, or None.
+      memory: keys and values [B, s, G, k] that all beams share (the prompt), before their own.
       hidden: [B, 1, 1, s] bias that hides what the prompt does not have.
     """
-    q, k, v = block.attention.project(block.attention_norm(x))  # [B, K, H, k]
+    attention = block.attention
+    q, k, v = attention.project(block.attention_norm(x), jnp.broadcast_to(place, x.shape[1]))  # [B, K, H, k]
     own = (k[:, :, None], v[:, :, None])
     cache = own if cache is None else (jnp.concatenate([cache[0], own[0]], 2), jnp.concatenate([cache[1], own[1]], 2))
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("bnhk,bnthk->bhnt", q, cache[0], preferred_element_type=jnp.float32)
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    found = jnp.einsum("bngrk,bntgk->bgrnt", grouped, cache[0], preferred_element_type=jnp.float32)
+    found = found.reshape(found.shape[0], -1, *found.shape[3:])  # [B, H, K, t + 1]
+    allowed = jnp.zeros((1, 1, 1, found.shape[-1]))
     shared = 0
     if memory is not None:  # the prompt is scored once for all beams, and never copied to them
         shared = memory[0].shape[1]
-        before = jnp.einsum("bnhk,bshk->bhns", q, memory[0], preferred_element_type=jnp.float32)
-        scores = jnp.concatenate([before if hidden is None else before + hidden, scores], -1)
-    weights = jax.nn.softmax(scores + bias, axis=-1).astype(v.dtype)  # [B, H, K, s + t + 1]
-    mixed = jnp.einsum("bhnt,bnthk->bnhk", weights[..., shared:], cache[1])
+        found = jnp.concatenate([scores(q, memory[0]), found], -1)
+        before = jnp.zeros((1, 1, 1, shared)) if hidden is None else hidden
+        allowed = jnp.concatenate([before, jnp.broadcast_to(allowed, (*before.shape[:-1], allowed.shape[-1]))], -1)
+    weights = attention.weights(found, allowed if bias is None else allowed + bias).astype(v.dtype)  # [B, H, K, s + t + 1]
+    grouped = weights[..., shared:].reshape(weights.shape[0], v.shape[2], -1, weights.shape[2], cache[1].shape[2])
+    mixed = jnp.einsum("bgrnt,bntgk->bngrk", grouped, cache[1])
+    mixed = mixed.reshape(*mixed.shape[:2], -1, mixed.shape[-1])
     if memory is not None:
-        mixed = mixed + jnp.einsum("bhns,bshk->bnhk", weights[..., :shared], memory[1])
-    return x + block.attention.output(merge_heads(mixed)), cache
+        mixed = mixed + values(weights[..., :shared], memory[1])
+    return x + attention.close(mixed), cache

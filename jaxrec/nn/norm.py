@@ -28,6 +28,25 @@ class LayerNorm:
         return (y * along_last(self.scale, y) + along_last(self.bias, y)).astype(x.dtype)
 
 
+@struct.dataclass
+class RMSNorm:
+    """y = x / sqrt(mean(x^2) + epsilon) * (scale + offset) (Zhang and Sennrich 2019, arXiv 1910.07467); Gemma's offset is 1."""
+
+    scale: jax.Array  # [D]
+    epsilon: float = struct.field(pytree_node=False, default=1e-6)
+    offset: float = struct.field(pytree_node=False, default=0.0)
+
+    @classmethod
+    def spec(cls, width: int, *, epsilon: float = 1e-6, offset: float = 0.0, axis: str | None = "embed") -> RMSNorm:
+        return cls(Param((width,), (axis,), zeros if offset else ones), epsilon, offset)  # type: ignore[arg-type]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (wide * (along_last(self.scale, wide) + self.offset)).astype(x.dtype)
+
+
 def standardise(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Mean 0 and variance 1 over the last axis, float32, without parameters."""
     x = x.astype(jnp.float32)

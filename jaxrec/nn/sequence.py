@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.method import Batch
-from jaxrec.nn.attention import Context, visible
+from jaxrec.nn.attention import packed
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.features import Feature, FeatureEncoder
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import LayerNorm
+from jaxrec.nn.positions import Alibi, RelativeBias
 from jaxrec.nn.transformer import Stack
 
 
@@ -29,6 +30,7 @@ class SequenceEncoder:
     position: Embedding | None
     stack: Stack
     norm: LayerNorm
+    bias: RelativeBias | Alibi | None  # of distances, for all layers
     user_features: tuple[str, ...] = struct.field(pytree_node=False)
     causal: bool = struct.field(pytree_node=False)
     rate: float = struct.field(pytree_node=False)
@@ -47,8 +49,9 @@ class SequenceEncoder:
         positions: bool = True,
         ids: bool = True,
         features: tuple[Feature, ...] = (),
+        bias: RelativeBias | Alibi | None = None,
     ) -> SequenceEncoder:
-        """Declares `layers` of `block` over a table of `rows` vectors if `ids`; `length` positions are learned if `positions`.
+        """Declares `layers` of `block` over a table of `rows` vectors if `ids`; `length` positions are learned if `positions`; distances may have a `bias`.
 
         Raises:
           ValueError: items have neither vectors of their own nor features.
@@ -61,6 +64,7 @@ class SequenceEncoder:
             position=Embedding.spec(length, width) if positions else None,
             stack=Stack.spec(block, layers),
             norm=LayerNorm.spec(width),
+            bias=bias,
             user_features=tuple(feature.name for feature in features if feature.of == "user"),
             causal=causal,
             rate=rate,
@@ -88,7 +92,9 @@ class SequenceEncoder:
         for name in self.user_features:
             x = x + self.features[name](batch["user"])
         first, rest = (None, None) if key is None else jax.random.split(key)
-        context = Context(segment, visible(segment, causal=self.causal), rest, batch.get("time"), causal=self.causal)
+        place = jnp.arange(segment.shape[1])
+        bias = None if self.bias is None else self.bias(place, place)
+        context = packed(segment, causal=self.causal, key=rest, time=batch.get("time"), bias=bias)
         return self.norm(self.stack(dropout(x, self.rate, first), context))
 
 

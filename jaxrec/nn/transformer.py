@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrec.nn.attention import Attention, Context
+from jaxrec.nn.attention import SOFTMAX, Attention, AttentionKind, Context
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.param import stack
@@ -42,22 +42,22 @@ class FeedForward:
 
 
 @struct.dataclass
-class SwiGLU:
-    """(silu(x W) * x V) W2 (Shazeer 2020, arXiv 2002.05202)."""
+class GatedFeedForward:
+    """(activation(x W) * x V) W2: SwiGLU with silu, GeGLU with gelu (Shazeer 2020, arXiv 2002.05202)."""
 
     gate: Linear  # D -> hidden
     inner: Linear  # D -> hidden
     outer: Linear  # hidden -> D
+    activation: Callable[[jax.Array], jax.Array] = struct.field(pytree_node=False, default=jax.nn.silu)
 
     @classmethod
-    def spec(cls, width: int, hidden: int) -> SwiGLU:
-        return cls(
-            Linear.spec(width, hidden, bias=False), Linear.spec(width, hidden, bias=False), Linear.spec(hidden, width, axes=("hidden", "embed"), bias=False)
-        )
+    def spec(cls, width: int, hidden: int, activation: Callable[[jax.Array], jax.Array] = jax.nn.silu) -> GatedFeedForward:
+        gate, inner = (Linear.spec(width, hidden, bias=False) for _ in range(2))
+        return cls(gate, inner, Linear.spec(hidden, width, axes=("hidden", "embed"), bias=False), activation)
 
     def __call__(self, x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         """[B, T, D] -> [B, T, D], dropout on the inner activations."""
-        return self.outer(dropout(jax.nn.silu(self.gate(x)) * self.inner(x), rate, key))
+        return self.outer(dropout(self.activation(self.gate(x)) * self.inner(x), rate, key))
 
 
 @struct.dataclass
@@ -72,9 +72,17 @@ class TransformerBlock:
 
     @classmethod
     def spec(
-        cls, width: int, heads: int, hidden: int, rate: float, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu, head: int = 0
+        cls,
+        width: int,
+        heads: int,
+        hidden: int,
+        rate: float,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
+        head: int = 0,
+        kind: AttentionKind = SOFTMAX,
     ) -> TransformerBlock:
-        return cls(LayerNorm.spec(width), Attention.spec(width, heads, head), LayerNorm.spec(width), FeedForward.spec(width, hidden, activation), rate)
+        attention, feed = Attention.spec(width, heads, head, kind), FeedForward.spec(width, hidden, activation)
+        return cls(LayerNorm.spec(width), attention, LayerNorm.spec(width), feed, rate)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
@@ -94,16 +102,15 @@ class GatedBlock:
     attention: Attention
     attention_gate: Linear  # D -> D
     feed_norm: LayerNorm
-    feed: SwiGLU
+    feed: GatedFeedForward
     feed_gate: Linear  # D -> D
     rate: float = struct.field(pytree_node=False)
 
     @classmethod
-    def spec(cls, width: int, heads: int, hidden: int, rate: float) -> GatedBlock:
-        def gate() -> Linear:
-            return Linear.spec(width, width, axes=("embed", None))
-
-        return cls(LayerNorm.spec(width), Attention.spec(width, heads), gate(), LayerNorm.spec(width), SwiGLU.spec(width, hidden), gate(), rate)
+    def spec(cls, width: int, heads: int, hidden: int, rate: float, kind: AttentionKind = SOFTMAX) -> GatedBlock:
+        gates = [Linear.spec(width, width, axes=("embed", None)) for _ in range(2)]
+        attention, feed = Attention.spec(width, heads, kind=kind), GatedFeedForward.spec(width, hidden)
+        return cls(LayerNorm.spec(width), attention, gates[0], LayerNorm.spec(width), feed, gates[1], rate)
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
@@ -112,43 +119,68 @@ class GatedBlock:
         return x + dropout(self.feed(self.feed_norm(x), self.rate, inner), self.rate, last) * jax.nn.sigmoid(self.feed_gate(x))
 
 
+Between = Callable[[Any, jax.Array, Context], jax.Array]
+"""`(layer, x, context) -> x`, run before each layer; `layer` is its number from 0, traced where layers are scanned."""
+
+
 @struct.dataclass
 class Stack:
-    """`repeats` copies of a part in sequence, scanned. The part may itself be a group of layers."""
+    """`repeats` copies of a part in sequence, scanned. A tuple of parts is a pattern of layers that repeats as a whole."""
 
-    layers: Any  # the part, every array with a leading [repeats] axis
+    layers: Any  # the part or parts, every array with a leading [repeats] axis
     repeats: int = struct.field(pytree_node=False)
 
     @classmethod
     def spec(cls, part: Any, repeats: int) -> Stack:
         return cls(stack(part, repeats), repeats)
 
-    def __call__(
-        self, x: jax.Array, context: Context, *, between: Callable[[jax.Array, jax.Array, Context], jax.Array] | None = None, until: int | None = None
-    ) -> jax.Array:
+    @property
+    def depth(self) -> int:
+        """Layers in all."""
+        return self.repeats * len(self._pattern)
+
+    @property
+    def _pattern(self) -> tuple[Any, ...]:
+        return self.layers if isinstance(self.layers, tuple) else (self.layers,)
+
+    def __call__(self, x: jax.Array, context: Context, *, between: Between | None = None, until: int | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D].
 
         Args:
           x: the input.
           context: what every layer receives; its key is folded with the layer's number.
-          between: `(layer, x, context) -> x`, run before each layer.
+          between: run before each layer.
           until: stop after this many layers (default: all).
         """
-        repeats = self.repeats if until is None else until
-        layers = jax.tree.map(lambda leaf: leaf[:repeats], self.layers) if until is not None else self.layers
+        size = len(self._pattern)
+        whole, left = divmod(self.depth if until is None else until, size)
+        layers = jax.tree.map(lambda leaf: leaf[:whole], self._pattern) if whole < self.repeats else self._pattern
 
-        def step(x: jax.Array, item: tuple[jax.Array, Any]) -> tuple[jax.Array, None]:
-            number, layer = item
-            own = context if context.key is None else dataclasses.replace(context, key=jax.random.fold_in(context.key, number))
-            if between is not None:
-                x = between(number, x, own)
-            return layer(x, own), None
+        def step(x: jax.Array, item: tuple[jax.Array, tuple[Any, ...]]) -> tuple[jax.Array, None]:
+            return in_turn(item[1], x, context, first=item[0] * size, between=between), None
 
-        return jax.lax.scan(step, x, (jnp.arange(repeats), layers), unroll=repeats <= UNROLLED)[0]
+        x = jax.lax.scan(step, x, (jnp.arange(whole), layers), unroll=max(whole, 1) if whole * size <= UNROLLED else 1)[0]
+        return in_turn(self.unstacked()[whole * size :][:left], x, context, first=whole * size, between=between) if left else x
+
+    def unstacked(self) -> tuple[Any, ...]:
+        """The layers one by one."""
+        return tuple(jax.tree.map(lambda leaf, n=number: leaf[n], part) for number in range(self.repeats) for part in self._pattern)
 
     def each(self, context: Context | None) -> list[tuple[Any, Context | None]]:
         """The layers one by one, each with its own context, for parts that take more than one input."""
-        layers = [jax.tree.map(lambda leaf, n=number: leaf[n], self.layers) for number in range(self.repeats)]
-        if context is None or context.key is None:
-            return [(layer, context) for layer in layers]
-        return [(layer, dataclasses.replace(context, key=jax.random.fold_in(context.key, number))) for number, layer in enumerate(layers)]
+        return [(layer, None if context is None else of_layer(context, number)) for number, layer in enumerate(self.unstacked())]
+
+
+def in_turn(layers: tuple[Any, ...], x: jax.Array, context: Context, *, first: Any = 0, between: Between | None = None) -> jax.Array:
+    """[B, T, D] through layers one after the other; `first` is the number of the first."""
+    for number, layer in enumerate(layers):
+        own = of_layer(context, first + number)
+        if between is not None:
+            x = between(first + number, x, own)
+        x = layer(x, own)
+    return x
+
+
+def of_layer(context: Context, number: Any) -> Context:
+    """The context of a layer: its random key is its own."""
+    return context if context.key is None else dataclasses.replace(context, key=jax.random.fold_in(context.key, number))

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import save_file
 
-from jaxrec.interop.safetensors_files import existing, hf_package, locate, read, read_config, weight_files
+from jaxrec.interop.safetensors_files import existing, hf_package, locate, open_tensors, read, read_config, weight_files, write
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(3, np.float16), "c.ids": np.arange(3)}
 
@@ -115,3 +115,27 @@ def test_a_package_that_lacks_a_package_of_its_own_says_so_itself(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere_to_be_found'"):
         hf_package("half_installed")
+
+
+def test_tensors_are_read_by_slices_and_half_precision_is_kept(tmp_path):
+    import ml_dtypes
+
+    half = np.arange(24).reshape(4, 6).astype(ml_dtypes.bfloat16)
+    save_file(ARRAYS | {"half": half}, tmp_path / "model.safetensors")
+    tensors = open_tensors(tmp_path)
+    assert tensors["half"].shape == (4, 6)
+    part = tensors["half"][1:3, 2:4]
+    assert part.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(part, half[1:3, 2:4])
+
+
+@pytest.mark.parametrize("limit", [10**9, 30, 1])
+def test_what_is_written_is_read_again(tmp_path, limit):
+    write(tmp_path / "model", {"hidden_size": 3}, ARRAYS.items(), limit=limit)
+    check(read(tmp_path / "model"))
+    assert read_config(tmp_path / "model") == {"hidden_size": 3}
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    if limit == 10**9:
+        assert names == ["config.json", "model.safetensors"]
+    else:
+        assert f"model-00001-of-0000{2 if limit == 30 else 3}.safetensors" in names and "model.safetensors.index.json" in names

@@ -67,6 +67,30 @@ for shape, dtype in CASES:
         }))
 """
 
+THRESHOLD_ATTENTION = """
+from kernels.threshold_attention import threshold_attention
+
+CASES = [(shapes.LONG_HISTORY, jnp.bfloat16, True, True), (shapes.DECODE, jnp.bfloat16, False, True), (shapes.WIDE, jnp.float32, True, False),
+         (shapes.ODD_ATTENTION[2], jnp.float32, True, True), (shapes.ODD_ATTENTION[3], jnp.bfloat16, False, False)]
+for shape, dtype, causal, segments in CASES:
+    arguments = [abstract(dtype, shape.batch, shape.queries, shape.heads, shape.width), abstract(dtype, shape.batch, shape.keys, shape.groups, shape.width),
+                 abstract(dtype, shape.batch, shape.keys, shape.groups, shape.value_width), abstract(jnp.float32, shape.batch, shape.queries, shape.heads)]
+    arguments += [abstract(jnp.int32, shape.batch, shape.queries), abstract(jnp.int32, shape.batch, shape.keys)] if segments else []
+
+    def loss(*arguments):
+        return (threshold_attention(*arguments, causal=causal).astype(jnp.float32) ** 2).sum()
+
+    with dispatch.compiling_for("tpu"):
+        gradient = jax.jit(jax.grad(loss, (0, 1, 2, 3))).lower(*arguments).compile()
+    text = gradient.as_text()
+    products = 2 * shape.batch * shape.heads * shape.queries * shape.keys
+    print(json.dumps({
+        "shape": str(shape), "kernels": sum(f"threshold_attention_{name}" in text for name in ("forward", "d_q", "d_kv")),
+        "temporaries": gradient.memory_analysis().temp_size_in_bytes, "scores": 2 * products, "flops": gradient.cost_analysis()["flops"],
+        "products": products * (5 * shape.width + 4 * shape.value_width),
+    }))
+"""
+
 # Set before jax is imported, hence the subprocess. They keep libtpu from looking for a TPU.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -112,3 +136,14 @@ def test_maxsim_compiles(topology):
         assert result["kernels"] == 1, result
         assert result["flops"] >= result["products"], result
         assert result["temporaries"] <= 10 * result["documents"] + 2**20, result  # copies of the tokens, and no similarities
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_threshold_attention_compiles(topology):
+    results = compile_for(topology, THRESHOLD_ATTENTION)
+    assert len(results) == 5
+    for result in results:
+        assert result["kernels"] == 3, result
+        assert result["flops"] >= result["products"], result
+        if result["scores"] > 2**27:
+            assert result["temporaries"] < result["scores"] / 4, result

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.nn.attention import Attention, Context, attend, visible
+from jaxrec.nn.attention import Attention, Context, hide, visible, weigh
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import UNROLLED, Stack, TransformerBlock
+from jaxrec.nn.weights import Softmax
 from jaxrec.param import create
 
 
@@ -61,7 +62,7 @@ def test_causal_blocks_leave_out_only_what_is_masked():
     mask = visible(segment, causal=True)
 
     def both(q, k, v):
-        return [attend(q, k, v, Context(segment, mask, causal=causal)) for causal in (True, False)]
+        return [weigh(Softmax(), *Softmax().prepare(q, k), v, hide(mask), causal=causal) for causal in (True, False)]
 
     np.testing.assert_allclose(*both(q, k, v), rtol=1e-5, atol=1e-6)
     wanted = jax.nn.dot_product_attention(q, k, v, mask=mask)

@@ -13,8 +13,10 @@ from flax import struct
 
 from jaxrec.method import FROM_DATA, Batch, Generator, Loss, Method
 from jaxrec.methods.sequential.next_item import tiny_batch
+from jaxrec.nn.attention import SOFTMAX, AttentionKind
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear
+from jaxrec.nn.positions import Alibi, RelativeBias
 from jaxrec.ops.decode import beam_search, lookup, resolve, restrict
 from jaxrec.ops.trie import Trie, TrieSizes
 from jaxrec.param import Param
@@ -119,6 +121,7 @@ class SidGenerator(Method, Generator):
       constrained: search only the IDs that exist; without it, what is no item's ID is a lost place.
       beams: IDs that an evaluation searches; more find better ones, so it belongs to every number.
       per_id: items given for one ID, where several share it.
+      attention: its kind, in self-attention; its own positions are T5's bias.
     """
 
     sids: Sids = field(default_factory=Sids)
@@ -134,9 +137,14 @@ class SidGenerator(Method, Generator):
     constrained: bool = True
     beams: int = 20
     per_id: int = 1
+    attention: AttentionKind = SOFTMAX
 
     form: ClassVar[str]
     """The form of the training rows that it learns from; see `Sequences.form`."""
+
+    def __post_init__(self):
+        if self.users and self.attention.positions == "alibi":
+            raise ValueError(f"users={self.users}: ALiBi hides user tokens, which are far from every item; choose other positions, or users=0")
 
     @property
     def tokens_per_item(self) -> int:
@@ -173,6 +181,11 @@ class SidGenerator(Method, Generator):
             leaf = lookup(trie, found.codes)
         items, log_probs = resolve(trie, leaf, found.log_probs, per_leaf=self.per_id, restriction=restriction, key=key if self.sids.draw else None)
         return found.codes, items, log_probs
+
+
+def distances(bias: RelativeBias | Alibi | None, query: jax.Array, key: jax.Array) -> jax.Array | None:
+    """The bias [1, H, T, S] of positions [T] and [S], where there is one."""
+    return None if bias is None else bias(query, key)
 
 
 def cross_entropy(log_probs: jax.Array, target: jax.Array, weight: jax.Array) -> jax.Array:

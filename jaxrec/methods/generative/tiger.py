@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.method import Batch, Loss
-from jaxrec.methods.generative.sid_generator import SidArrays, SidGenerator, SidTokens, cross_entropy, level_losses, tiny_rows, tiny_sids
-from jaxrec.nn.attention import Context, hide, visible
+from jaxrec.methods.generative.sid_generator import SidArrays, SidGenerator, SidTokens, cross_entropy, distances, level_losses, tiny_rows, tiny_sids
+from jaxrec.nn.attention import hide, packed
 from jaxrec.nn.decoder import DecoderBlock
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import LayerNorm
-from jaxrec.nn.relative import RelativeBias
+from jaxrec.nn.positions import Alibi, RelativeBias
 from jaxrec.nn.transformer import Stack, TransformerBlock, split_key
 from jaxrec.param import Param, normal
 
@@ -36,10 +36,10 @@ class Seq2Seq:
     tokens: SidTokens
     start: jax.Array  # [D]
     encoder: Stack
-    encoder_bias: RelativeBias
+    encoder_bias: RelativeBias | Alibi | None
     encoder_norm: LayerNorm
     decoder: Stack
-    decoder_bias: RelativeBias
+    decoder_bias: RelativeBias | Alibi | None
     decoder_norm: LayerNorm
 
 
@@ -51,19 +51,19 @@ class TIGER(SidGenerator):
 
     def spec(self) -> Seq2Seq:
         def block() -> TransformerBlock:
-            return TransformerBlock.spec(self.dim, self.heads, self.hidden, self.dropout, head=self.head)
+            return TransformerBlock.spec(self.dim, self.heads, self.hidden, self.dropout, head=self.head, kind=self.attention)
 
-        decoder = DecoderBlock.spec(self.dim, self.heads, self.hidden, self.dropout, self.head)
+        decoder = DecoderBlock.spec(self.dim, self.heads, self.hidden, self.dropout, self.head, self.attention)
         tokens = SidTokens.spec(self.sids, self.dim, separators=self.separators, users=self.users)
         return Seq2Seq(
             sids=SidArrays.spec(self.sids),
             tokens=tokens,
             start=Param((self.dim,), ("embed",), normal(1.0)),  # type: ignore[arg-type]
             encoder=Stack.spec(block(), self.layers),
-            encoder_bias=RelativeBias.spec(self.heads, causal=False),
+            encoder_bias=self.attention.bias(self.heads, causal=False, own=True),
             encoder_norm=LayerNorm.spec(self.dim),
             decoder=Stack.spec(decoder, self.layers),
-            decoder_bias=RelativeBias.spec(self.heads, causal=True),
+            decoder_bias=self.attention.bias(self.heads, causal=True, own=True),
             decoder_norm=LayerNorm.spec(self.dim),
         )
 
@@ -88,7 +88,7 @@ class TIGER(SidGenerator):
         x, segment = self.read(params.sids, params.tokens, batch, segments)
         first, rest = split_key(key, 2)
         place = self.places(batch["history"].shape[1], segments)
-        context = Context(segment, visible(segment, causal=False), rest, bias=params.encoder_bias(place, place))
+        context = packed(segment, causal=False, key=rest, bias=distances(params.encoder_bias, place, place))
         return params.encoder_norm(params.encoder(dropout(x, self.dropout, first), context)), segment
 
     def decode(self, params: Seq2Seq, item: jax.Array, memory: jax.Array, segment: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -99,7 +99,7 @@ class TIGER(SidGenerator):
         across = jnp.repeat(jnp.arange(1, M + 1), H)[None, :, None] == segment[:, None]  # [B, M * H, S]
         first, rest = split_key(key, 2)
         place, one = jnp.arange(H), jnp.ones((1, H), jnp.int32)
-        context = Context(one, visible(one, causal=True), rest, bias=params.decoder_bias(place, place), causal=True)
+        context = packed(one, causal=True, key=rest, bias=distances(params.decoder_bias, place, place))
         x = dropout(x, self.dropout, first)
         for layer, own in params.decoder.each(context):
             x = layer(x, own, memory, hide(across)[:, None])
@@ -115,10 +115,11 @@ class TIGER(SidGenerator):
         def step(level: int, codes: jax.Array | None, cache: tuple | None) -> tuple[jax.Array, tuple]:
             start = jnp.broadcast_to(params.start.reshape(1, 1, -1), (len(memory), 1, self.dim)).astype(memory.dtype)
             x = start if codes is None else params.tokens.code(level - 1, codes)
-            bias = params.decoder_bias(jnp.full(1, level), jnp.arange(level + 1))
+            place = jnp.asarray(level)
+            bias = distances(params.decoder_bias, place[None], jnp.arange(level + 1))
             longer = []
             for number, layer in enumerate(layers):
-                x, kept = layer.extend(x, None if cache is None else cache[number], bias, remembered[number], hidden)
+                x, kept = layer.extend(x, None if cache is None else cache[number], place, bias, remembered[number], hidden)
                 longer.append(kept)
             return params.tokens.log_probs(level, params.decoder_norm(x)), tuple(longer)
 

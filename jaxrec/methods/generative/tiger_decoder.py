@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.method import Batch, Loss
-from jaxrec.methods.generative.sid_generator import SidArrays, SidGenerator, SidTokens, cross_entropy, level_losses, tiny_rows, tiny_sids
-from jaxrec.nn.attention import Context, hide, visible
+from jaxrec.methods.generative.sid_generator import SidArrays, SidGenerator, SidTokens, cross_entropy, distances, level_losses, tiny_rows, tiny_sids
+from jaxrec.nn.attention import hide, packed
 from jaxrec.nn.decoder import extend
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import LayerNorm
-from jaxrec.nn.relative import RelativeBias
+from jaxrec.nn.positions import Alibi, RelativeBias
 from jaxrec.nn.transformer import Stack, TransformerBlock, split_key
 
 
@@ -30,7 +30,7 @@ class Stream:
     sids: SidArrays
     tokens: SidTokens
     stack: Stack
-    bias: RelativeBias
+    bias: RelativeBias | Alibi | None
     norm: LayerNorm
 
 
@@ -41,12 +41,12 @@ class TIGERDecoder(SidGenerator):
     form: ClassVar[str] = "stream"
 
     def spec(self) -> Stream:
-        block = TransformerBlock.spec(self.dim, self.heads, self.hidden, self.dropout, head=self.head)
+        block = TransformerBlock.spec(self.dim, self.heads, self.hidden, self.dropout, head=self.head, kind=self.attention)
         return Stream(
             sids=SidArrays.spec(self.sids),
             tokens=SidTokens.spec(self.sids, self.dim, separators=self.separators, users=self.users),
             stack=Stack.spec(block, self.layers),
-            bias=RelativeBias.spec(self.heads, causal=True),
+            bias=self.attention.bias(self.heads, causal=True, own=True),
             norm=LayerNorm.spec(self.dim),
         )
 
@@ -65,7 +65,7 @@ class TIGERDecoder(SidGenerator):
         x, segment = self.read(params.sids, params.tokens, batch, segments)
         first, rest = split_key(key, 2)
         place = self.places(batch["history"].shape[1], segments)
-        context = Context(segment, visible(segment, causal=True), rest, bias=params.bias(place, place), causal=True)
+        context = packed(segment, causal=True, key=rest, bias=distances(params.bias, place, place))
         x, remembered = dropout(x, self.dropout, first), []
         for layer, own in params.stack.each(context):
             remembered.append(layer.attention.project(layer.attention_norm(x))[1:])  # the block makes the same product: compiled, it is made once
@@ -83,9 +83,10 @@ class TIGERDecoder(SidGenerator):
                 return params.tokens.log_probs(level, states[:, -1:]), None
             x, longer = params.tokens.code(level - 1, codes), []
             place = jnp.concatenate([prompt, prompt[-1] + 1 + jnp.arange(level)])
-            bias = params.bias(place[-1:], place)
+            bias = distances(params.bias, place[-1:], place)
+            last = jnp.asarray(len(place) - 1)  # places in the row, which rotary positions count, differ from `place` by the user tokens
             for number, layer in enumerate(layers):
-                x, kept = extend(layer, x, None if cache is None else cache[number], bias, remembered[number], hidden)
+                x, kept = extend(layer, x, None if cache is None else cache[number], last, bias, remembered[number], hidden)
                 x = x + layer.feed(layer.feed_norm(x), 0.0, None)
                 longer.append(kept)
             return params.tokens.log_probs(level, params.norm(x)), tuple(longer)

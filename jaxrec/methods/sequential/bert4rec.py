@@ -35,7 +35,7 @@ class BERT4Rec(NextItem):
     form: ClassVar[str] = "next"  # the cloze is over the targets
 
     def block(self) -> TransformerBlock:
-        return TransformerBlock.spec(self.dim, self.heads, self.hidden or 4 * self.dim, self.dropout, jax.nn.gelu)
+        return TransformerBlock.spec(self.dim, self.heads, self.hidden or 4 * self.dim, self.dropout, jax.nn.gelu, kind=self.attention)
 
     def rows(self) -> int:
         return self.items + 2  # the mask token is id items + 1

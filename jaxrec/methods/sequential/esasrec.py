@@ -14,7 +14,7 @@ class ESASRec(NextItem):
     """A causal stack of gated blocks with SwiGLU of four times the width unless `hidden` says otherwise."""
 
     def block(self) -> GatedBlock:
-        return GatedBlock.spec(self.dim, self.heads, self.hidden or 4 * self.dim, self.dropout)
+        return GatedBlock.spec(self.dim, self.heads, self.hidden or 4 * self.dim, self.dropout, self.attention)
 
 
 def tiny() -> tuple[ESASRec, Batch]:

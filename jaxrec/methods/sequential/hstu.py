@@ -22,7 +22,7 @@ from flax import struct
 
 from jaxrec.method import Batch
 from jaxrec.methods.sequential.next_item import NextItem, tiny_batch
-from jaxrec.nn.attention import Context, check_heads
+from jaxrec.nn.attention import SOFTMAX, Context, check_heads
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm, standardise
 from jaxrec.param import Param, zeros
@@ -92,6 +92,11 @@ class HSTU(NextItem):
     timed: bool = False
 
     positions: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.attention != SOFTMAX:
+            raise ValueError(f"HSTU is a kind of attention itself, and attention={self.attention} would change nothing; leave it out, or choose SASRec")
 
     def block(self) -> HSTUBlock:
         return HSTUBlock.spec(self.dim, self.heads, self.length, self.dropout, self.timed)

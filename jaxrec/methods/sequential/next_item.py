@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.method import FROM_DATA, Batch, Encoder, Loss, Method, Vectors
+from jaxrec.nn.attention import SOFTMAX, AttentionKind
 from jaxrec.nn.features import Feature
 from jaxrec.nn.norm import unit
 from jaxrec.nn.sequence import SequenceEncoder, last_state
@@ -34,6 +35,7 @@ class NextItem(Method, Encoder):
       gbce_t: calibration of gBCE, 0..1.
       features: side features of items and users.
       ids: whether items have learned vectors of their own; without them an item is its features alone (a projected text vector, say).
+      attention: its kind, and that of positions.
       temperature: 0 scores by inner products. Above 0 scores are cosines, and a loss sees them divided by it.
     """
 
@@ -51,6 +53,7 @@ class NextItem(Method, Encoder):
     features: tuple[Feature, ...] = ()
     ids: bool = True
     temperature: float = 0.0
+    attention: AttentionKind = SOFTMAX
 
     causal: ClassVar[bool] = True
     positions: ClassVar[bool] = True
@@ -76,7 +79,8 @@ class NextItem(Method, Encoder):
             length=self.length,
             rate=self.dropout,
             causal=self.causal,
-            positions=self.positions,
+            positions=self.positions and self.attention.positions == "own",
+            bias=self.attention.bias(self.heads, causal=self.causal, own=False),
             ids=self.ids,
             features=self.features,
         )

@@ -20,7 +20,7 @@ class SASRec(NextItem):
     """A causal pre-norm transformer."""
 
     def block(self) -> TransformerBlock:
-        return TransformerBlock.spec(self.dim, self.heads, self.hidden or self.dim, self.dropout)
+        return TransformerBlock.spec(self.dim, self.heads, self.hidden or self.dim, self.dropout, kind=self.attention)
 
 
 def tiny() -> tuple[SASRec, Batch]:

@@ -1,0 +1,157 @@
+"""How exactly the language models compute what transformers computes, and what loading costs.
+
+    JAXREC_TORCH_PYTHON=/venv/with/torch/and/transformers/bin/python python -m benchmarks.parity
+
+One small random model of each family, written by transformers and read by us: the greatest difference of a logit in float32, and in bfloat16 from
+transformers' float32, with transformers' own bfloat16 beside it. Then one model of `--dim` in bfloat16 files: seconds to load it and the most
+memory that the loading process held above what it began with, in multiples of the weights as they are loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.peers.process import Process
+from benchmarks.record import cores, record
+from jaxrec.artifact import say
+from jaxrec.interop import safetensors_files
+from jaxrec.nn import language_families
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 70,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+GEMMA = SMALL | {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama 2": {"model_type": "llama", **SMALL, "num_key_value_heads": 4},
+    "Llama 3": {"model_type": "llama", **SMALL, "tie_word_embeddings": True, "rope_parameters": LLAMA3},
+    "Mistral": {"model_type": "mistral", **SMALL, "sliding_window": 5},
+    "Qwen 2": {"model_type": "qwen2", **SMALL},
+    "Qwen 3": {"model_type": "qwen3", **SMALL, "head_dim": 16},
+    "Gemma 2": {"model_type": "gemma2", **GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5},
+    "Gemma 3": {"model_type": "gemma3_text", **GEMMA, "num_hidden_layers": 8},
+}
+"""Configs small enough for a test, in which nothing that a family has is idle: windows are shorter than the texts, caps are reached."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--load", type=Path, help="only load this folder and print what it cost (the benchmark calls itself so)")
+    options = parser.parse_args()
+    if options.load:
+        print(json.dumps(loading(options.load)))
+        return
+    if not (python := os.environ.get("JAXREC_TORCH_PYTHON")):
+        raise SystemExit("JAXREC_TORCH_PYTHON is not set, and parity is with transformers; set it to a Python that has torch and transformers")
+    peer = Process(python, "language_models_torch.py", cores())
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [compare(peer, family, Path(folder) / family) for family in FAMILIES]
+        record("parity", [*rows, load_cost(peer, Path(folder) / "large", options.dim, options.layers)])
+    peer.close()
+
+
+def compare(peer: Process, family: str, folder: Path) -> dict[str, Any]:
+    """One result: the greatest differences of logits in float32 and bfloat16."""
+    ids = np.random.default_rng(0).integers(1, 64, (4, 48))
+    peer.ask(make=str(folder), config=FAMILIES[family])
+    wanted, theirs = (np.asarray(peer.ask(logits=ids.tolist(), dtype=dtype)["logits"]) for dtype in ("float32", "bfloat16"))
+    model = language_families.from_config(safetensors_files.read_config(folder))
+    errors = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=dtype)
+        found = jax.jit(lambda params, ids: params.logits(params(ids)))(params, ids)
+        errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64) - wanted).max())
+    say(f"  {family}: {errors['float32']:.1e} float32, {errors['bfloat16']:.1e} bfloat16")
+    return {
+        "name": f"{family}: greatest error of a logit",
+        "ours": float(f"{errors['float32']:.2g}"),
+        "unit": "float32, against transformers",
+        "bfloat16": float(f"{errors['bfloat16']:.2g}"),
+        "bfloat16 of transformers": float(f"{np.abs(theirs - wanted).max():.2g}"),
+        "greatest logit": round(float(np.abs(wanted).max()), 2),
+        "versions": peer.versions,
+    }
+
+
+def load_cost(peer: Process, folder: Path, dim: int, layers: int) -> dict[str, Any]:
+    """One result: seconds to load a larger model, ours in a process of its own."""
+    sizes = {"hidden_size": dim, "num_hidden_layers": layers, "intermediate_size": 8 * dim // 3 // 64 * 64, "num_attention_heads": dim // 64}
+    config = {"model_type": "llama", "vocab_size": 32_000, **sizes, "num_key_value_heads": dim // 64}
+    parameters = peer.ask(make=str(folder), config=config)["parameters"]
+    ours = json.loads(subprocess.run([sys.executable, "-m", "benchmarks.parity", "--load", str(folder)], check=True, capture_output=True, text=True).stdout)
+    return {
+        "name": f"loading {parameters / 1e6:.0f}M parameters",
+        "ours": round(ours["seconds"], 2),
+        "peer": round(peer.ask(open=str(folder))["seconds"], 2),
+        "unit": "s",
+        "most memory over weights": round(ours["memory"] / ours["weights"], 2),
+        "versions": peer.versions,
+    }
+
+
+def loading(folder: Path) -> dict[str, float]:
+    """Seconds, bytes of the weights, and the most bytes held above the begin while they were loaded."""
+    jax.block_until_ready(jnp.zeros(1))
+    model = language_families.from_config(safetensors_files.read_config(folder))
+    begin = time.perf_counter()
+    with most_memory() as most:
+        params = jax.block_until_ready(language_families.from_hf(model, safetensors_files.open_tensors(folder), stacked=False))
+    return {"seconds": time.perf_counter() - begin, "memory": most[0], "weights": sum(leaf.nbytes for leaf in jax.tree.leaves(params))}
+
+
+@contextmanager
+def most_memory() -> Iterator[list[int]]:
+    """The most anonymous memory of this process above what it has now, looked at every few milliseconds; pages of mapped files are not its own."""
+
+    def held() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    most, begin, ended = [0], held(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.003):
+            most[0] = max(most[0], held() - begin)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        ended.set()
+        watcher.join()
+        most[0] = max(most[0], held() - begin)
+
+
+if __name__ == "__main__":
+    main()

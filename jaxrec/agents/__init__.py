@@ -1,0 +1,1 @@
+"""Systems that orchestrate a text generator and tools."""

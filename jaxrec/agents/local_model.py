@@ -1,0 +1,265 @@
+"""LocalModel: a published language model on this machine, as a text generator and scorer.
+
+model = LocalModel("Qwen/Qwen3-0.6B")
+answer, = model.generate(["What is retrieval?"], stop=["\\n"], max_new=64)
+likelihoods = model.logprob(["The capital of France is"], [" Paris"])
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrec.agents.protocols import Completion, Finish, TextGenerator, TextScorer
+from jaxrec.interop import safetensors_files
+from jaxrec.nn import language_families
+from jaxrec.nn.language_model import Decoder, LanguageModel
+from jaxrec.ops.padding import padded_length
+from jaxrec.ops.sampling import Writing, greedy, sampler, start, write
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class LocalModel(TextGenerator, TextScorer):
+    """A model folder: `config.json`, weights in safetensors, `tokenizer.json`. It is read at the first call.
+
+    A text's result depends on nothing but the text and the arguments: a batch always has `batch` rows, and is as wide as each of its prompts asks
+    for by itself, so every company leads through the same program. A prompt's randomness comes from the seed and the prompt.
+
+    Attributes:
+      model: folder or hub id.
+      batch: texts at once.
+      dtype: of parameters and states; attention weights and logits are float32 always.
+      top_k, top_p: what sampling is held to, see `jaxrec.ops.sampling.sample`.
+      look: tokens that are written before the host looks for stop strings.
+    """
+
+    model: str
+    batch: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    top_k: int = 0
+    top_p: float = 1.0
+    look: int = 16
+
+    def __post_init__(self):
+        if self.batch < 1 or self.look < 1:
+            raise ValueError(f"batch={self.batch} and look={self.look} must be at least 1")
+
+    def generate(self, prompts: Sequence[str], *, stop: Sequence[str] = (), max_new: int = 256, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+        """As `TextGenerator.generate`.
+
+        Raises:
+          ValueError: a prompt and what is to follow are longer than the model, a prompt has no token, or an argument is outside its range.
+        """
+        if max_new < 1 or temperature < 0 or "" in stop:
+            raise ValueError(f"max_new={max_new} must be at least 1, temperature={temperature} at least 0, and no stop string empty")
+        if isinstance(prompts, str) or isinstance(stop, str):
+            raise ValueError("prompts and stop are lists of strings, and one of them is a string; put it into a list")
+        rows = [self._prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts)]
+        length = self._loaded.model.length
+        for number, row in enumerate(rows):
+            if len(row) + max_new > length:
+                raise ValueError(
+                    f"prompt {number} has {len(row)} tokens, and {max_new} more are longer than the {length} of the model; shorten it, or lower max_new"
+                )
+        found: dict[int, Completion] = {}
+        for width, group in _batches([min(padded_length(len(row)), length - max_new) for row in rows], self.batch):
+            room = min(padded_length(max_new), length - width)
+            keys = [jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompts[number].encode())) for number in group]
+            ids, segment = self._padded([rows[number] for number in group], width)
+            done = jnp.asarray(np.arange(self.batch) >= len(group))
+            writing = self._programs.read(self._loaded.params, ids, segment, done, room=room)
+            continuations = [_Continuation(self._loaded.tokenizer, rows[number], tuple(stop), self._loaded.ends) for number in group]
+            keys = jnp.stack(keys + keys[:1] * (self.batch - len(group)))
+            for until in range(self.look, max_new + self.look, self.look) if stop else (max_new,):
+                heat = jnp.float32(temperature) if temperature else None
+                writing = self._programs.write(self._loaded.params, writing, keys, heat, min(until, max_new))
+                written, lengths, ended = np.asarray(writing.ids), np.asarray(writing.length), np.asarray(writing.done).copy()
+                for row, continuation in enumerate(continuations):
+                    ended[row] |= continuation.look(written[row, : lengths[row]])
+                if ended.all():
+                    break
+                writing = writing.replace(done=jnp.asarray(ended))  # type: ignore[attr-defined]
+            log_probs = np.asarray(writing.log_probs)
+            found |= {number: each.completion(log_probs[row]) for row, (number, each) in enumerate(zip(group, continuations, strict=True))}
+        return [found[number] for number in range(len(rows))]
+
+    def logprob(self, prefixes: Sequence[str], targets: Sequence[str]) -> list[np.ndarray]:
+        """As `TextScorer.logprob`; prefix and target are cut into tokens apart, and special tokens go before the prefix.
+
+        Raises:
+          ValueError: a pair is longer than the model, a prefix has no token, or there are not as many targets as prefixes.
+        """
+        if len(prefixes) != len(targets):
+            raise ValueError(f"{len(prefixes)} prefixes and {len(targets)} targets: give one target for each prefix")
+        befores = [self._prompt(prefix, f"prefix {number}") for number, prefix in enumerate(prefixes)]
+        afters = [self._encode(target, f"target {number}", special=False) for number, target in enumerate(targets)]
+        length, sizes = self._loaded.model.length, []
+        for number, (before, after) in enumerate(zip(befores, afters, strict=True)):
+            if (tokens := len(before) + len(after)) > length:
+                raise ValueError(f"prefix and target {number} have {tokens} tokens, longer than the {length} of the model; shorten the prefix")
+            width = min(padded_length(tokens), length)
+            sizes.append((width, min(padded_length(len(after)), width - 1)))
+        found: dict[int, np.ndarray] = {}
+        for (width, last), group in _batches(sizes, self.batch):
+            ids, segment = self._padded([befores[number] + afters[number] for number in group], width)
+            scores = np.asarray(self._programs.score(self._loaded.params, ids, segment, last=last))
+            found |= {number: scores[row, last - len(afters[number]) :] for row, number in enumerate(group)}
+        return [found[number] for number in range(len(prefixes))]
+
+    @functools.cached_property
+    def _loaded(self) -> _Loaded:
+        return _open(safetensors_files.locate(self.model), jnp.dtype(self.dtype))
+
+    @functools.cached_property
+    def _programs(self) -> _Programs:
+        return _Programs(self._loaded.ends, self.top_k, self.top_p)
+
+    def _prompt(self, text: str, what: str) -> list[int]:
+        """The tokens of a text that something follows."""
+        if not (ids := self._encode(text, what, special=True)):
+            if self._loaded.begin is None:
+                raise ValueError(f"{what} has no tokens, and the model no token to begin with; give it some text")
+            ids = [self._loaded.begin]
+        return ids
+
+    def _encode(self, text: str, what: str, *, special: bool) -> list[int]:
+        ids = self._loaded.tokenizer.encode(text, add_special_tokens=special).ids
+        if ids and max(ids) >= self._loaded.model.vocabulary:
+            token = self._loaded.tokenizer.id_to_token(max(ids))
+            raise ValueError(f"{what} has the token {token!r}, number {max(ids)}, and the model has vectors for {self._loaded.model.vocabulary}; leave it out")
+        return ids
+
+    def _padded(self, rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, segment) [batch, width], padded on the left; rows that are missing hold one token."""
+        ids, segment = np.zeros((2, self.batch, width), np.int32)
+        segment[len(rows) :, -1] = 1
+        for place, row in enumerate(rows):
+            ids[place, width - len(row) :], segment[place, width - len(row) :] = row, 1
+        return ids, segment
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a folder holds."""
+
+    model: LanguageModel
+    params: Decoder
+    tokenizer: Tokenizer
+    ends: tuple[int, ...]
+    begin: int | None
+
+
+class _Programs:
+    """The compiled programs of a model; jax keeps one of each for every shape."""
+
+    def __init__(self, ends: tuple[int, ...], top_k: int, top_p: float):
+        def read(params: Decoder, ids: jax.Array, segment: jax.Array, done: jax.Array, *, room: int) -> Writing:
+            return start(*params.prefill(ids, segment, slots=ids.shape[1] + room), room=room, done=done)
+
+        def write_on(params: Decoder, writing: Writing, keys: jax.Array, temperature: jax.Array | None, until: int) -> Writing:
+            choose = greedy if temperature is None else sampler(keys, temperature, top_k=top_k, top_p=top_p)
+            return write(params.step, choose, writing, until=until, ends=ends)
+
+        def score(params: Decoder, ids: jax.Array, segment: jax.Array, *, last: int) -> jax.Array:
+            """[B, last] log-probabilities of the last tokens."""
+            hidden = params(ids, segment)[:, -last - 1 : -1]
+            return params.log_likelihood(hidden.reshape(-1, hidden.shape[-1]), ids[:, -last:].reshape(-1)).reshape(len(ids), last)
+
+        self.read = jax.jit(read, static_argnames="room")
+        self.write = jax.jit(write_on, donate_argnums=1)
+        self.score = jax.jit(score, static_argnames="last")
+
+
+class _Continuation:
+    """One text as the host sees it: where a stop string ends it."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: tuple[str, ...], ends: tuple[int, ...]):
+        self._tokenizer, self._prompt, self._stop, self._ends = tokenizer, prompt, stop, ends
+        self._before = self._decode([])
+        self._ids: list[int] = []
+        self._text = ""
+        self._finish: Finish = "length"
+
+    def look(self, written: np.ndarray) -> bool:
+        """Takes in what was written so far; whether the text has ended."""
+        for token in written[len(self._ids) :].tolist():
+            if self._finish != "length":
+                break
+            self._ids.append(token)
+            if token in self._ends:
+                self._finish = "eos"
+            elif self._stop:
+                self._find()
+        return self._finish != "length"
+
+    def completion(self, log_probs: np.ndarray) -> Completion:
+        if self._finish != "stop":
+            self._text = self._written(self._ids[:-1] if self._finish == "eos" else self._ids)
+        return Completion(self._text, np.asarray(self._ids, np.int32), log_probs[: len(self._ids)].astype(np.float32), self._finish)
+
+    def _find(self) -> None:
+        """Ends the text before the first stop string."""
+        text = self._written(self._ids)
+        if places := [place for stop in self._stop if (place := text.find(stop)) >= 0]:
+            self._text, self._finish = text[: min(places)], "stop"
+
+    def _written(self, ids: list[int]) -> str:
+        """The text of tokens after the prompt: many decoders drop a space at the begin, which is none here."""
+        whole = self._decode(ids)
+        return whole[len(self._before) :] if whole.startswith(self._before) else self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(self._prompt + ids, skip_special_tokens=False)
+
+
+def _open(folder: Path, dtype: Any) -> _Loaded:
+    """Reads a model folder.
+
+    Raises:
+      ValueError: its parts are not of one model, or one is damaged; names it.
+    """
+    config = safetensors_files.read_config(folder)
+    try:
+        model = language_families.from_config(config)
+        tokenizer = _open_tokenizer(safetensors_files.existing(folder, "tokenizer.json"), model.vocabulary)
+        params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=dtype, stacked=False)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    settings = config.get("text_config", {}) | config
+    if (folder / "generation_config.json").is_file():
+        settings |= safetensors_files.read_json(folder / "generation_config.json")
+    ends = settings.get("eos_token_id")
+    ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    return _Loaded(model, params, tokenizer, ends, settings.get("bos_token_id"))
+
+
+def _open_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
+    tokenizers = safetensors_files.hf_package("tokenizers")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing more special
+        raise ValueError(f"{path.name} is no tokenizer ({error}); take the one that was published with the model") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # Tokens that were added may lie beyond the table: some models that also see images share their tokenizer with one that does not.
+    if (size := tokenizer.get_vocab_size(with_added_tokens=False)) > vocabulary:
+        raise ValueError(f"{path.name} has {size} tokens, and the model vectors for {vocabulary}: it is of another model; take the one published with it")
+    return tokenizer
+
+
+def _batches(sizes: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
+    """(size, at most `most` numbers of texts that have it)."""
+    for size in sorted(set(sizes)):
+        group = [number for number, own in enumerate(sizes) if own == size]
+        yield from ((size, group[begin : begin + most]) for begin in range(0, len(group), most))

@@ -1,0 +1,1 @@
+"""Encoders: one vector for a text."""

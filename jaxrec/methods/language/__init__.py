@@ -1,0 +1,1 @@
+"""Language models: text a token at a time."""
