@@ -18,16 +18,23 @@ MODULES = {"SASRec": "sequential.sasrec", "ESASRec": "sequential.esasrec", "HSTU
 MODULES |= {"EnsRec": "sequential.ensrec", "TIGER": "generative.tiger", "TIGERDecoder": "generative.tiger_decoder"}
 MODULES |= {"ColBERT": "late_interaction.colbert", "XTR": "late_interaction.xtr", "ColBERTer": "late_interaction.colberter"}
 MODULES |= {"KinyaColBERT": "late_interaction.kinyacolbert", "ColEmbed": "late_interaction.colembed"}
+MODULES |= {"HBCT": "sequential.hbct", "Hydra": "late_interaction.hydra", "CausalLM": "language.causal_lm"}
+MODULES |= {"M2BERT": "encoders.m2_bert", "M2BERTPretraining": "encoders.m2_bert_pretraining"}
 MODULES |= {"Popularity": "sequential.popularity", "LastItem": "sequential.last_item", "Markov": "sequential.markov", "ItemKNN": "sequential.item_knn"}
 PROTOCOLS = ("seen kept, all targets", "seen removed, warm targets")  # as most papers, and as the strongest published numbers
 METRICS = ("Recall@10", "NDCG@10")
 SEARCH = ("nDCG@10", "Recall@10", "Recall@100")
-SPEED = ("sasrec_step", "input_pipeline", "beam_search", "residual_kmeans", "maxsim", "maxsim_gradient")
+SPEED = ("sasrec_step", "input_pipeline", "beam_search", "residual_kmeans", "maxsim", "maxsim_gradient", "threshold_attention", "generation")
 
 
 def main() -> None:
     text = (ROOT / "README.md").read_text()
-    tables = {"accuracy": accuracy(load("accuracy")), "search": search(load("scifact")), "speed": speed([row for name in SPEED for row in load(name)])}
+    tables = {
+        "accuracy": accuracy(load("accuracy")),
+        "search": search(load("scifact")),
+        "language": language(load("long_context")),
+        "speed": speed([row for name in SPEED for row in load(name)]),
+    }
     new = text
     for section, table in tables.items():
         new = replaced(new, section, table)
@@ -105,6 +112,21 @@ def search(results: list[dict[str, Any]]) -> str:
     for row in sorted(results, key=lambda row: (row["name"].rpartition(", ")[2], -row["ours"]["nDCG@10"])):
         cells = [f"{row['ours'][metric]:.4f} ±{half(row['interval'][metric]):.4f}" for metric in SEARCH]
         lines.append(f"| {row['name']} | {len(row['seeds']['nDCG@10'])} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def language(results: list[dict[str, Any]]) -> str:
+    """A row per kind of attention, the lowest loss first: the loss by length of the row, and what the weights look like."""
+    if not results:
+        return ""
+    lengths = list(dict.fromkeys(length for row in results for length in row["loss"]))
+    shares = list(results[0]["attention"])
+    lines = [f"{results[0]['unit']}, by characters in a row; {results[0]['device']}; {span(results)}.", ""]
+    lines += [f"| model, attention | steps | {' | '.join(lengths)} | {' | '.join(shares)} |", "|---|---|" + "---|" * (len(lengths) + len(shares))]
+    for row in sorted(results, key=lambda row: row["ours"]):
+        cells = [f"{row['loss'][length]['loss']:.4f}" if length in row["loss"] else "" for length in lengths]
+        attention = [f"{row['attention'][name]:.3f}" for name in shares]
+        lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(cells)} | {' | '.join(attention)} |")
     return "\n".join(lines) + "\n"
 
 

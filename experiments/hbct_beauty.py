@@ -21,9 +21,9 @@ old = Experiment(SASRec(dim=32, dropout=0.5, negatives=512), data, steps=1650, s
 experiment = Experiment(
     method=HBCT(old=old.method, new=SASRec(dim=64, dropout=0.5, negatives=512)),  # type: ignore[arg-type]
     data=data,
-    steps=2000,
+    steps=3300,
     evals=(NextItemRetrieval(), UpgradeRetrieval()),
     init_from={"old": Trained(old)},
-    eval_every=500,
+    eval_every=660,
     save_every=1000,
 )

@@ -1,4 +1,4 @@
-"""The command line: train, eval, compare, export, query, explain, data, demo. `jaxrec COMMAND --help` says more."""
+"""The command line: train, eval, compare, export, query, explain, embed, data, demo. `jaxrec COMMAND --help` says more."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.data.passages import Passages
+    from jaxrec.data.text import TextRows
 
     experiment = _experiment(options, rest)
     if isinstance(experiment.data, Passages):
@@ -79,6 +80,13 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
 
         judged = evaluate_search(experiment, _workdir(options, experiment), options.split)
         print(json.dumps(search.to_json(judged), indent=1) if options.json else search.table(judged))
+        return
+    if isinstance(experiment.data, TextRows):
+        from jaxrec.evals import language_modelling
+        from jaxrec.stages.language_runs import evaluate_text
+
+        found = evaluate_text(experiment, _workdir(options, experiment), options.split)
+        print(json.dumps(found, indent=1) if options.json else language_modelling.table(experiment.name, found))
         return
     from jaxrec.evals.report import table, to_json
     from jaxrec.stages.runs import baseline_ranks, evaluate_run
@@ -175,6 +183,13 @@ def _explain(options: argparse.Namespace, rest: list[str]) -> None:
     if options.html:
         write_atomically(Path(options.html), explanation.html())
         say(f"wrote {options.html}; open it in a browser")
+
+
+def _embed(options: argparse.Namespace, rest: list[str]) -> None:
+    from jaxrec.stages.text_vectors import OPTIONS, open_encoder, write_vectors
+
+    encoder = open_encoder(options.model, **{name: getattr(options, name) for name in OPTIONS})
+    say(write_vectors(encoder, Path(options.input), Path(options.output), key=options.key).text())
 
 
 def _data(options: argparse.Namespace, rest: list[str]) -> None:
@@ -338,6 +353,24 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", default="", metavar="FILE", help="also write a page with the heat map")
 
 
+def _embed_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder or hub id of a causal language model, or of a BERT as sentence-transformers publishes them")
+    parser.add_argument("--input", required=True, metavar="FILE", help="texts: .jsonl, an object or string on each line, or .txt")
+    parser.add_argument("--output", required=True, metavar="FILE.npy", help="or a folder, which gets a vectors.npy")
+    parser.add_argument("--key", default="text", help="of the text in a .jsonl object")
+    parser.add_argument("--plan", help="vanilla, echo, prompt_eol, tp, tp_sentence, htp (the default) or htp_omit")
+    parser.add_argument("--blocks", metavar="sentence|N", help="what a block is: a sentence, or so many tokens")
+    parser.add_argument("--start", type=int, help="the first layer that placeholders are written before, from 0")
+    parser.add_argument("--exit", type=int, help="the layer from which on they are not")
+    parser.add_argument("--output-layer", type=int, metavar="L", help="whose states are pooled; -1 is the last, -2 the last but one")
+    parser.add_argument("--pooling", help="mean or last; of a BERT, mean or cls")
+    parser.add_argument("--prompt", metavar="TEXT", help="with {text} in it")
+    parser.add_argument("--length", type=int, help="most tokens of a row; longer texts are cut, and counted")
+    parser.add_argument("--batch", type=int, help="texts at a time")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--traceback", action="store_true")
+
+
 def _data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("ls", "info", "build", "sids"), help="sids: the semantic IDs of the items, and what they share")
     parser.add_argument("name", nargs="?", help="a data set of `jaxrec data ls`, the path of your own CSV or Parquet file, or (sids) an experiment with IDs")
@@ -360,6 +393,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace, list[str]], None], str, 
     "export": (_export, "write a bundle for serving: parameters, StableHLO, the items, and for an encoder their ScaNN index", _export_arguments),
     "query": (_query, "recommend items, or find documents, from a bundle", _query_arguments),
     "explain": (_explain, "which words of a document answered each word of a query", _explain_arguments),
+    "embed": (_embed, "vectors of a file of texts, without training; run the same command again to resume", _embed_arguments),
     "data": (_data, "list, describe or build data sets; show the semantic IDs of their items", _data_arguments),
     "demo": (_demo, "data, training, evaluation, export and query, on this machine's Python code", _demo_arguments),
 }

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+from jax import Array
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import Mesh, PartitionSpec
 
 Backend = Literal["auto", "reference", "blocked", "tpu"]
 
+
+@dataclass(frozen=True)
+class _Devices:
+    mesh: Mesh
+    axes: tuple[str, ...]  # of the mesh, that rows of a batch are spread over
+
+
+_devices: contextvars.ContextVar[_Devices | None] = contextvars.ContextVar("kernels_devices", default=None)
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("kernels_target_platform", default=None)
 
 
@@ -28,6 +40,45 @@ def compiling_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+@contextlib.contextmanager
+def spread_over(mesh: Mesh, axes: Sequence[str]) -> Iterator[None]:
+    """Traces inside this context are of a program for all devices of the mesh, whose batches are spread over these axes of it.
+
+    The compiler can split neither a Pallas kernel nor a loop over tiles, so kernels split themselves: see `by_rows`.
+    """
+    token = _devices.set(_Devices(mesh, tuple(axes)) if mesh.size > 1 else None)
+    try:
+        yield
+    finally:
+        _devices.reset(token)
+
+
+def by_rows(function: Callable[..., Array], arguments: Sequence[Array | None], *, split: Sequence[bool], total: bool = False) -> Array:
+    """`function(*arguments)`, computed by each device for its own rows where a program is spread over several.
+
+    Args:
+      function: of rows that do not depend on each other.
+      arguments: arrays, or None.
+      split: of each argument, whether its first axis is rows; the others go to every device whole.
+      total: the result is a sum over the rows; otherwise it has their axis first.
+    """
+    devices = _devices.get()
+    if devices is None:
+        return function(*arguments)
+    sizes = [len(argument) for argument, rows in zip(arguments, split, strict=True) if rows and argument is not None]
+    shares = math.prod(devices.mesh.shape[axis] for axis in devices.axes)
+    divides = not any(size % shares for size in sizes)  # otherwise every device computes all
+    rows = PartitionSpec(devices.axes if divides and devices.axes else None)
+    specs = tuple(rows if is_rows else PartitionSpec() for is_rows in split)
+
+    def share(*own: Array | None) -> Array:
+        result = function(*own)
+        return jax.lax.psum(result, devices.axes) if total and divides and devices.axes else result
+
+    spread = jax.shard_map(share, mesh=devices.mesh, in_specs=specs, out_specs=PartitionSpec() if total else rows, check_vma=False)
+    return spread(*arguments)
 
 
 def choose(backend: str, implementations: Mapping[str, Any]) -> str:

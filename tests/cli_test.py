@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxrec.cli import main
 from jaxrec.experiment import Experiment
+from jaxrec.interop import safetensors_files
+from jaxrec.nn import language_families
+from jaxrec.nn.language_model import LanguageModel
+from jaxrec.param import create
 
 FILE = """
 from jaxrec.data.builders.synthetic import Synthetic
@@ -211,3 +217,25 @@ def test_a_retriever_from_training_to_questions(capsys, tmp_path):
     assert "document-3" in capsys.readouterr().out and "<html" in (tmp_path / "page.html").read_text()
     assert "finds documents: give --text WORDS" in refused(capsys, "query", bundle, "--history", "a")
     assert "query 0 has no text" in refused(capsys, "query", bundle, "--text", " ")
+
+
+def test_embed_writes_vectors_and_refuses_other_arguments(capsys, tmp_path):
+    model, texts, vectors = tmp_path / "model", tmp_path / "texts.txt", tmp_path / "vectors.npy"
+    small = LanguageModel(vocabulary=30, dim=8, layers=2, heads=2, hidden=8, length=32)
+    safetensors_files.write(model, language_families.to_config(small), language_families.to_hf(small, create(small.spec(), jax.random.key(0))))
+    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate("abcdefgh .")}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(model / "tokenizer.json"))
+    texts.write_text("a bad cafe\nabc\n" + "a face. " * 8)
+    arguments = ["embed", str(model), "--input", str(texts), "--output", str(vectors), "--exit", "2", "--blocks", "4"]
+    main(arguments)
+    assert f"wrote 3 vectors of 8 to {vectors}, 1 of the texts cut" in capsys.readouterr().err
+    np.testing.assert_allclose(np.linalg.norm(np.load(vectors), axis=1), 1, atol=1e-6)
+    main(arguments)
+    assert "is complete" in capsys.readouterr().err
+    assert "was made with plan='htp', and now it is 'vanilla'; repeat the first command, or remove" in refused(capsys, *arguments, "--plan", "vanilla")
+    other = [*arguments[:5], str(tmp_path / "other.npy")]
+    assert "exit=7 is more than the 2 layers of the model; ask for exit <= 2" in refused(capsys, *other)
+    assert "plan='hpt' is not one of vanilla, echo" in refused(capsys, *other, "--plan", "hpt")
+    for wrong in ("words", "0", "-3"):
+        assert f"blocks='{wrong}' must be 'sentence', or a number of tokens such as 64" in refused(capsys, *other, f"--blocks={wrong}")

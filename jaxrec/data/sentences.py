@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# A line's end; or a full stop, closing quotes and brackets with it, before white space and what may begin a sentence. Chinese and Japanese write no space there.
-_END = re.compile(r"(?=\s*\n)|[.!?…]+[\"'”’)\]]*(?=\s+[^\s\W_a-z]|\s+[\"'“‘(\[])|[。！？]+[”’」』）]*", re.UNICODE)
+# A line's end; or a full stop, closing quotes and brackets with it, before white space. Chinese and Japanese write none there.
+_END = re.compile(r"(?=\s*\n)|[.!?…]+[\"'”’)\]]*(?=\s+(\S))|[。！？]+[”’」』）]*")
 _NO_END = re.compile(r"(?:\b(?:[A-Z]|Dr|Mr|Mrs|Ms|Prof|St|No|Nos|Fig|Figs|Eq|Eqs|Sec|Ref|Refs|vs|al|cf|e\.g|i\.e))\.$")
 _LONGEST = 8  # characters of what `_NO_END` matches, and one before
 
@@ -20,7 +20,8 @@ def sentence_ends(text: str) -> list[int]:
     last = 0
     for match in _END.finditer(text):
         end = match.end()
-        if text[last:end].strip() and not _NO_END.search(text[max(last, end - _LONGEST) : end]):
+        goes_on = (match[1] or "").islower() or _NO_END.search(text[max(last, end - _LONGEST) : end])
+        if text[last:end].strip() and not goes_on:
             ends.append(end)
             last = end
     if text[last:].strip() or not ends:

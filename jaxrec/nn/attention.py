@@ -208,9 +208,7 @@ class Attention:
         B, N, _ = x.shape
         places = place + jnp.arange(N)
         q, k, v = self.project(x, places)
-        keys, values = (
-            jax.lax.dynamic_update_slice(whole, by_head(new).astype(whole.dtype), (0, place, 0)) for whole, new in zip(cache, (k, v), strict=True)
-        )
+        keys, values = (jax.lax.dynamic_update_slice(whole, by_head(new).astype(whole.dtype), (0, place, 0)) for whole, new in zip(cache, (k, v), strict=True))
         grouped = by_head(q).reshape(len(keys), -1, q.shape[-1])  # [B V G, R N, K], R heads to a group
         found = jnp.einsum("gqk,gsk->gqs", grouped, keys, preferred_element_type=jnp.float32).reshape(B, -1, N, keys.shape[1])
         if self.window:

@@ -1,8 +1,9 @@
 """BERT: a bidirectional post-norm transformer over word pieces (Devlin et al. 2019, arXiv 1810.04805).
 
 `BERT` holds the hyper-parameters, its spec is a `PostNormEncoder`, and `from_hf` and `to_hf` translate to and from the tensors of
-Hugging Face's `BertModel`, so that every checkpoint of that kind can be read, trained further and given back. What we changed: no dropout
-on attention weights, and no pooling layer (sentence encoders do not use it; `from_hf` passes over it).
+Hugging Face's `BertModel` and `RobertaModel` (Liu et al. 2019, arXiv 1907.11692: the same network, whose positions begin behind those of
+padding), so that every checkpoint of those kinds can be read, trained further and given back. What we changed: no dropout on attention
+weights, and no pooling layer (sentence encoders do not use it; `from_hf` passes over it).
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def erf_gelu(x: jax.Array) -> jax.Array:
 
 ACTIVATIONS = {"gelu": erf_gelu, "gelu_new": jax.nn.gelu, "gelu_pytorch_tanh": jax.nn.gelu, "relu": jax.nn.relu}
 """By the name in a `config.json`."""
+
+ROBERTA = ("roberta", "xlm-roberta", "camembert")
+"""Names of configurations that are RoBERTa's: a position of padding comes before those of the text."""
 
 CONFIG = {
     "vocabulary": "vocab_size",
@@ -75,7 +79,8 @@ class PostNormEncoder:
     type: Embedding  # which of two texts a token is of
     norm: LayerNorm
     stack: Stack
-    length: int = struct.field(pytree_node=False)
+    length: int = struct.field(pytree_node=False)  # of the longest text
+    first: int = struct.field(pytree_node=False)  # row of a text's first position
     rate: float = struct.field(pytree_node=False)
 
     def __call__(self, ids: jax.Array, mask: jax.Array, types: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
@@ -91,7 +96,7 @@ class PostNormEncoder:
         if tokens > self.length:
             raise ValueError(f"texts of {tokens} tokens are longer than the {self.length} positions of the model; truncate them to {self.length}")
         first, rest = split_key(key, 2)
-        x = self.word(ids) + self.position(jnp.arange(tokens))[None] + self.type(jnp.zeros_like(ids) if types is None else types)
+        x = self.word(ids) + self.position(self.first + jnp.arange(tokens))[None] + self.type(jnp.zeros_like(ids) if types is None else types)
         seen = mask > 0  # padding sees the text, and is seen by nothing
         return self.stack(dropout(self.norm(x), self.rate, first), Context(seen.astype(jnp.int32), seen[:, None, None, :], rest))
 
@@ -102,7 +107,8 @@ class BERT:
 
     Attributes:
       vocabulary: word pieces.
-      length: learned positions, so the longest text.
+      length: learned positions.
+      first: row of a text's first position; RoBERTa leaves the first ones to padding.
       dim: width D.
       layers, heads: of the stack.
       hidden: inner width of the feed-forward layers.
@@ -122,11 +128,17 @@ class BERT:
     activation: str = "gelu"
     epsilon: float = 1e-12
     dropout: float = 0.1
+    first: int = 0
 
     def __post_init__(self):
         check_heads(self.dim, self.heads)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return self.length - self.first
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> BERT:
@@ -135,18 +147,22 @@ class BERT:
         Raises:
           ValueError: it is of another architecture, or has no learned absolute positions, or lacks an entry.
         """
-        if (kind := config.get("model_type")) != "bert":
-            raise ValueError(f"config.json says model_type={kind!r}, and this is BERT; choose a model whose config says 'bert'")
+        if (kind := config.get("model_type")) not in ("bert", *ROBERTA):
+            raise ValueError(
+                f"config.json says model_type={kind!r}, and this is BERT; choose a model whose config says 'bert', {' or '.join(map(repr, ROBERTA))}"
+            )
         if (positions := config.get("position_embedding_type", "absolute")) != "absolute":
             raise ValueError(f"config.json says position_embedding_type={positions!r}, and this BERT has 'absolute' positions; choose another model")
         if missing := [name for name in CONFIG.values() if name not in config]:
             raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
-        return cls(**{field: config[name] for field, name in CONFIG.items()})
+        first = config.get("pad_token_id", 1) + 1 if kind in ROBERTA else 0
+        return cls(**{field: config[name] for field, name in CONFIG.items()}, first=first)
 
     def to_config(self) -> dict[str, Any]:
         """The `config.json` of these hyper-parameters, the inverse of `from_config`."""
         named = {name: getattr(self, field) for field, name in CONFIG.items()}
-        return {"model_type": "bert", **named, "attention_probs_dropout_prob": 0.0, "position_embedding_type": "absolute"}
+        kind = {"model_type": ROBERTA[0], "pad_token_id": self.first - 1} if self.first else {"model_type": "bert"}
+        return {**kind, **named, "attention_probs_dropout_prob": 0.0, "position_embedding_type": "absolute"}
 
     def spec(self) -> PostNormEncoder:
         init = normal(0.02)
@@ -166,7 +182,9 @@ class BERT:
             rate=self.dropout,
         )
         tables = {part: Embedding.spec(rows, self.dim, stddev=0.02) for part, (_, rows) in self._tables().items()}
-        return PostNormEncoder(**tables, norm=self._norm(), stack=Stack.spec(block, self.layers), length=self.length, rate=self.dropout)
+        return PostNormEncoder(
+            **tables, norm=self._norm(), stack=Stack.spec(block, self.layers), length=self.length - self.first, first=self.first, rate=self.dropout
+        )
 
     def encode(self, params: PostNormEncoder, ids: jax.Array, mask: jax.Array, pooling: Pooling = "mean", key: jax.Array | None = None) -> jax.Array:
         """One vector per text, [B, D]. ids, mask [B, T] as in `PostNormEncoder`."""

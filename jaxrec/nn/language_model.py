@@ -1,12 +1,13 @@
 """Language models: one decoder for Llama, Mistral, Qwen and Gemma, which differ only in hyper-parameters.
 
-    model = LanguageModel(vocabulary=512, dim=64, layers=4, heads=4, groups...)
+    model = LanguageModel(vocabulary=512, dim=64, layers=4, heads=4)
     params = create(model.spec(), key)                       # a Decoder
     logits = params.logits(params(ids, segment))             # whole rows [B, T]
+    params = params.unstacked()                              # the form to write with
     logits, cache = params.prefill(ids, segment, slots=200)  # ragged prompts, then a token at a time
     logits, cache = params.step(tokens, cache)
 
-`jaxrec.nn.language_families` reads and writes the checkpoints of these families.
+`jaxrec.nn.language_families` reads and writes the checkpoints of these families, `jaxrec.ops.sampling` has the loop that writes.
 """
 
 from __future__ import annotations
@@ -166,8 +167,9 @@ class Decoder:
         return (self.output or self.word).table
 
     def log_likelihood(self, hidden: jax.Array, target: jax.Array) -> jax.Array:
-        """log p(target) of states [N, D] and targets [N]: [N] float32; the logits of a few positions at a time."""
+        """log p(target) of states [N, D] and targets [N]: [N] float32; the logits of a few positions at a time, none kept for the gradient."""
 
+        @jax.checkpoint
         def one(item: tuple[jax.Array, jax.Array]) -> jax.Array:
             logits = self.logits(item[0])
             return logits[item[1]] - jax.nn.logsumexp(logits)

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxrec.nn.linear import Linear
@@ -107,13 +108,14 @@ class LoRA:
 
         return {name: one(linear.kernel) for name, linear in self._targets(base).items()}
 
-    def attach(self, params: Tree, adapters: Adapters, which: jax.Array | int | None = None) -> Tree:
+    def attach(self, params: Tree, adapters: Adapters, which: jax.Array | np.ndarray | int | None = None) -> Tree:
         """The model in which every target is `Adapted`; params and adapters are shared, not copied.
 
         Args:
           params: of the base model, stacked or not, as its spec was for `spec`.
           adapters: of this base.
-          which: the adapter of all rows, or [B] int32 of each row, where -1 is none: several adapters then serve one batch. None: the only one.
+          which: the adapter of all rows, or [B] int32 of each row, where -1 is none: several adapters then serve one batch. None: the only one. A
+            NumPy array is checked; what is on a device or traced cannot be.
 
         Raises:
           ValueError: the adapters are of another base (it names the array and both shapes), or the choice is missing or is none of them.
@@ -123,6 +125,8 @@ class LoRA:
         if which is None or isinstance(which, int):
             chosen = self._chosen(params, adapters, which or 0)
             return _replaced(params, chosen, lambda linear, pair: Adapted(linear, pair.a, pair.b, None, self.scale))
+        if isinstance(which, np.ndarray) and np.max(which, initial=0) >= self.adapters:
+            raise ValueError(f"which={np.max(which)} is none of the {self.adapters} adapters, numbered from 0; -1 is none")
         rows = jnp.asarray(which, jnp.int32)
 
         def one(linear: Linear, pair: Adapter) -> Adapted:

@@ -143,7 +143,7 @@ class Batch(NamedTuple):
     end: np.ndarray
 
 
-def lay_out(options: TokenPrepending, pieces: Sequence[Sequence[int]], text: Sequence[int], ends: Sequence[int], *, length: int) -> Row:
+def lay_out(options: TokenPrepending, pieces: Sequence[Sequence[int]], text: Sequence[int], ends: Sequence[int] | np.ndarray, *, length: int) -> Row:
     """The row of a text, cut so that it fits with all its placeholders.
 
     Args:
@@ -158,12 +158,13 @@ def lay_out(options: TokenPrepending, pieces: Sequence[Sequence[int]], text: Seq
     """
     if len(pieces) != options.copies + 1:
         raise ValueError(f"plan={options.plan} has the text {options.copies} times in a row, and the prompt {len(pieces) - 1}; write {{text}} that often")
-    bounds = np.asarray(ends if options.slots > 1 or options.max_blocks == 1 else ends[-1:], np.int64)
+    bounds = np.asarray(ends, np.int64)
     if bounds[-1:].sum() != len(text) or np.any(np.diff(bounds, prepend=0) <= 0):
-        raise ValueError(f"blocks end after {list(ends)} tokens, and the text has {len(text)}; ends must rise from above 0 to that")
-    kept = _fitting(options, bounds, length - sum(map(len, pieces)))
-    if kept == 0 < len(text):
-        raise ValueError(f"the prompt's {sum(map(len, pieces))} tokens leave no room for a text in length={length}; shorten the prompt, or raise length")
+        raise ValueError(f"blocks end after {bounds.tolist()} tokens, and the text has {len(text)}; ends must rise from above 0 to that")
+    room = length - sum(map(len, pieces))
+    kept = _fitting(options, bounds, room)
+    if room < 0 or kept == 0 < len(text):
+        raise ValueError(f"the prompt's {length - room} tokens leave no room for a text in length={length}; shorten the prompt, or raise length")
     bounds = _joined(np.unique(np.minimum(bounds, kept)) if kept else bounds[:0], options.slots)
     n, prefix = len(bounds), len(pieces[0])
     block = np.searchsorted(bounds, np.arange(kept), side="right")  # [kept]
@@ -183,10 +184,11 @@ def lay_out(options: TokenPrepending, pieces: Sequence[Sequence[int]], text: Seq
     if n and options.last_block_end == "suffix" and pieces[1]:
         end[-1] += 1
     pooled = np.zeros(len(ids), bool)
-    pooled[place[:0] if not kept else [len(ids) - 1] if options.last else place] = True
+    if kept:
+        pooled[[len(ids) - 1] if options.last else place] = True
     none = np.zeros(0, np.int32)
     front = prefix + np.arange(n) if options.front else none
-    own = begin + np.concatenate([none, bounds[:-1]]) + np.arange(n) if options.own else none
+    own = begin + np.append(0, bounds)[:n] + np.arange(n) if options.own else none
     return Row(ids, pooled, front.astype(np.int32), own.astype(np.int32), end.astype(np.int32), bool(kept < len(text)))
 
 

@@ -124,7 +124,7 @@ class BertEncoder(TextEncoder):
         began = said = time.perf_counter()
         for low in range(0, len(order), self.batch):
             rows = order[low : low + self.batch]
-            ids = np.zeros((min(self.batch, len(texts)), min(padded_length(len(tokens[rows[0]])), bert.length)), np.int32)
+            ids = np.zeros((min(self.batch, len(texts)), min(padded_length(len(tokens[rows[0]])), bert.longest)), np.int32)
             mask = np.zeros_like(ids)
             for place, row in enumerate(rows):
                 ids[place, : len(tokens[row])] = tokens[row]
@@ -137,8 +137,8 @@ class BertEncoder(TextEncoder):
 
     def _tokens(self, folder: Path, bert: BERT, texts: Sequence[str]) -> list[list[int]]:
         """The word pieces of each text, its first and last token included."""
-        if self.length > bert.length:
-            raise ValueError(f"length={self.length} is more than the {bert.length} positions of {self.model}; ask for length <= {bert.length}")
+        if self.length > bert.longest:
+            raise ValueError(f"length={self.length} is more than the {bert.longest} positions of {self.model}; ask for length <= {bert.longest}")
         tokenizers = safetensors_files.hf_package("tokenizers")
         tokenizer = tokenizers.Tokenizer.from_file(str(safetensors_files.existing(folder, "tokenizer.json")))
         tokenizer.enable_truncation(self.length)

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrec.method import Actor, Balancer, Batch, Loss, Method, Settler, cast
 from jaxrec.param import Param, Tree, create, merge, split
 from jaxrec.sharding import Layout, batch_sharding, make_mesh, partition
+from kernels import dispatch
 
 AXIS = "data"  # of pmap
 
@@ -157,6 +158,7 @@ class Runner:
       start: () -> a fresh state, on the devices.
       place: (state on one device or host) -> the state on the devices.
       run: (state, host batches of this process) -> (state, metrics stacked over the batches).
+      step: the program of one global batch, (state, batch) -> (state, metrics); `step.lower(abstract, batch)` compiles it ahead of time.
       read: (state) -> the state as checkpoints hold it.
       abstract: shapes, dtypes and shardings of `read(state)`.
     """
@@ -164,6 +166,7 @@ class Runner:
     start: Callable[[], State]
     place: Callable[[State], State]
     run: Callable[[State, list[Batch]], tuple[State, dict[str, jax.Array]]]
+    step: Any
     read: Callable[[State], State]
     abstract: State
 
@@ -182,10 +185,16 @@ def _jit_runner(method: Method, tx: optax.GradientTransformation, step: Callable
     rows = batch_sharding(layout, mesh)
     stacked = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
     shares = mesh.size // rows.shard_shape((mesh.size,))[0]
+    axes = jax.tree.leaves(tuple(rows.spec))  # of the mesh, that rows are spread over
+
+    def spread(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        with dispatch.spread_over(mesh, axes):
+            return step(state, batch)
+
     scanned = jax.jit(
-        lambda state, batches: jax.lax.scan(step, state, batches), donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec()))
+        lambda state, batches: jax.lax.scan(spread, state, batches), donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec()))
     )
-    single = jax.jit(step, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
+    single = jax.jit(spread, donate_argnums=0, out_shardings=(shardings, NamedSharding(mesh, PartitionSpec())))
 
     def run(state: State, batches: list[Batch]) -> tuple[State, dict[str, jax.Array]]:
         _check_rows(batches[0], jax.process_count(), shares)
@@ -201,6 +210,7 @@ def _jit_runner(method: Method, tx: optax.GradientTransformation, step: Callable
         start=jax.jit(start, out_shardings=shardings),
         place=lambda state: jax.device_put(state, shardings),
         run=run,
+        step=single,
         read=lambda state: state,
         abstract=abstract,
     )
@@ -225,6 +235,7 @@ def _pmap_runner(step: Callable[..., Any], start: Callable[[], State], devices: 
         start=lambda: place(jax.jit(start)()),
         place=place,
         run=run,
+        step=mapped,
         read=lambda state: jax.tree.map(lambda leaf: leaf[0], state),
         abstract=jax.eval_shape(start),
     )

@@ -46,7 +46,8 @@ def maxsim(
     if name == "reference":  # jax's derivative, too
         scores: Any = reference.dense(queries, documents, query_mask, document_mask)
     else:
-        scores = _dense(name, queries, documents, query_mask, document_mask)
+        own = functools.partial(_dense, name)
+        scores = dispatch.by_rows(own, (queries, documents, query_mask, document_mask), split=(True, False, True, False))
     return jnp.where(document_mask.any(axis=1)[None, :], scores, -jnp.inf)
 
 
@@ -68,7 +69,7 @@ def maxsim_ragged(queries: Array, tokens: Array, offsets: Array, query_mask: Arr
     if name == "reference":
         scores: Any = reference.ragged(queries, tokens, owner, query_mask, documents)
     else:
-        scores = _ragged(name, documents, queries, tokens, owner, query_mask)
+        scores = dispatch.by_rows(functools.partial(_ragged, name, documents), (queries, tokens, owner, query_mask), split=(True, False, False, True))
     return jnp.where((offsets[1:] > offsets[:-1])[None, :], scores, -jnp.inf)
 
 

@@ -44,7 +44,8 @@ def softmax_loss(
     live, inside = weight != 0, _inside(target, valid)
     hidden = jnp.where(live[:, None], hidden, 0)
     weight = jnp.where(live, jnp.where(inside, weight, jnp.nan), 0).astype(jnp.float32)
-    return _weighted_sum(dispatch.choose(backend, IMPLEMENTATIONS), valid, hidden, table, jnp.where(inside, target, valid[0]), weight)
+    own = functools.partial(_weighted_sum, dispatch.choose(backend, IMPLEMENTATIONS), valid)
+    return dispatch.by_rows(own, (hidden, table, jnp.where(inside, target, valid[0]), weight), split=(True, False, True, True), total=True)
 
 
 def log_likelihood(hidden: Array, table: Array, target: Array, *, valid: tuple[int, int] | None = None, backend: dispatch.Backend = "auto") -> Array:
@@ -55,7 +56,8 @@ def log_likelihood(hidden: Array, table: Array, target: Array, *, valid: tuple[i
     """
     valid = _check(hidden, table, target, valid)
     inside = _inside(target, valid)
-    losses: Array = _losses(dispatch.choose(backend, IMPLEMENTATIONS), valid, hidden, table, jnp.where(inside, target, valid[0]))
+    own = functools.partial(_losses, dispatch.choose(backend, IMPLEMENTATIONS), valid)
+    losses = dispatch.by_rows(own, (hidden, table, jnp.where(inside, target, valid[0])), split=(True, False, True))
     return jnp.where(inside, -losses, -jnp.inf)
 
 

@@ -8,7 +8,7 @@ negative one shows nothing of the future. Scores and weights are float32, also o
 Tiles of queries and keys that are hidden from each other cost nothing, tiles in which no score passes its gate cost the scores only, and the gradients,
 which recompute the scores, keep nothing of the size of the weights.
 
-Over several devices call it inside `jax.shard_map`, with the batch or the heads sharded: the compiler splits neither a loop over tiles nor a Pallas kernel.
+Over several devices each computes its own rows of the batch (`kernels.dispatch.spread_over`).
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def threshold_attention(
     name = dispatch.choose(backend, IMPLEMENTATIONS)
     if name == "reference":  # jax's derivative, too
         return reference.attend(q, k, v, gate, query_segment, key_segment, power=power, causal=causal)
-    result: Array = _attend(name, power, causal, q, k, v, gate, query_segment, key_segment)
-    return result
+    return dispatch.by_rows(functools.partial(_attend, name, power, causal), (q, k, v, gate, query_segment, key_segment), split=(True,) * 6)
 
 
 def gates(counts: Array, beta: ArrayLike, kappa: ArrayLike, width: int) -> Array:

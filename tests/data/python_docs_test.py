@@ -46,8 +46,8 @@ if True:
 
 def documented(source: str) -> dict[str, tuple[str, str]]:
     """Text and query by qualified name."""
-    nodes = dict(python_docs._within(ast.parse(source), "m"))
-    return {name: (python_docs._code(node), python_docs._sentence(ast.get_docstring(node, clean=False) or "")) for name, node in nodes.items()}
+    nodes = dict(python_docs.documented(ast.parse(source), "m"))
+    return {name: (python_docs._code(node), python_docs.first_sentence(ast.get_docstring(node, clean=False) or "")) for name, node in nodes.items()}
 
 
 def test_documents_are_code_without_docstrings_and_comments():
@@ -63,8 +63,8 @@ def test_documents_are_code_without_docstrings_and_comments():
 
 
 def test_splits_follow_the_name_and_keep_their_shares():
-    splits = [python_docs._split(f"package.module.function{number}") for number in range(4000)]
-    assert splits[:50] == [python_docs._split(f"package.module.function{number}") for number in range(50)]
+    splits = [python_docs.split_of(f"package.module.function{number}") for number in range(4000)]
+    assert splits[:50] == [python_docs.split_of(f"package.module.function{number}") for number in range(50)]
     # Binomial: three standard deviations of a share of .1 among 4000 are .014.
     assert abs(splits.count("validation") / 4000 - 0.1) < 0.015 and abs(splits.count("test") / 4000 - 0.1) < 0.015
 
@@ -85,7 +85,7 @@ def test_real_packages_give_unique_queries_for_known_documents(collection):
     assert min(len(text.split()) for text in texts) >= 3
     for split, (ids, _) in collection.queries.items():
         assert [collection.ids[row] for row in collection.qrels[split].documents] == ids
-        assert all(python_docs._split(name) == split for name in ids)
+        assert all(python_docs.split_of(name) == split for name in ids)
 
 
 def test_no_document_holds_a_docstring(collection):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data.builders import python_module_docs
-from jaxrec.data.builders.python_docs import _split as split_of
+from jaxrec.data.builders.python_docs import split_of
 from jaxrec.data.builders.python_module_docs import PythonModules, answer_spans
 from jaxrec.data.collection import Collection, Qrels, Queries, SyntheticCollection
 

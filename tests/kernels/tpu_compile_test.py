@@ -91,6 +91,28 @@ for shape, dtype, causal, segments in CASES:
     }))
 """
 
+TRAINING = """
+import dataclasses
+import numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxrec.methods.sequential import sasrec
+from jaxrec.nn.attention import AttentionKind
+from jaxrec.sharding import Layout, make_mesh
+from jaxrec.train.step import make_runner
+
+devices = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices
+layout = Layout(mesh=(("data", len(devices)),))
+tiny, batch = sasrec.tiny()
+CASES = [dataclasses.replace(tiny, loss_name="softmax"), dataclasses.replace(tiny, dim=64, attention=AttentionKind(weights="threshold", positions="rotary"))]
+for method in CASES:
+    runner = make_runner(method, optax.adam(1e-3), layout, devices=devices)
+    rows = NamedSharding(make_mesh(layout, devices), PartitionSpec("data"))
+    batch = {name: jax.ShapeDtypeStruct((32, *array.shape[1:]), array.dtype, sharding=rows) for name, array in batch.items()}
+    with dispatch.compiling_for("tpu"):
+        text = runner.step.lower(runner.abstract, batch).compile().as_text()
+    print(json.dumps({"kernels": text.count("tpu_custom_call"), "sums": text.count("all-reduce")}))
+"""
+
 # Set before jax is imported, hence the subprocess. They keep libtpu from looking for a TPU.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -115,6 +137,11 @@ def compile_for(topology: str, program: str) -> list[dict]:
     run = subprocess.run(command, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-3000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_a_training_step_over_four_chips_compiles_with_its_kernels():
+    for result in compile_for("v5e:2x2", TRAINING):
+        assert result["kernels"] >= 2 and result["sums"] >= 1, result
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])

@@ -158,7 +158,7 @@ CONFIG = {
 def test_hyper_parameters_come_from_a_config():
     assert BERT.from_config(CONFIG) == TINY
     for changed, message in (
-        ({"model_type": "roberta"}, "model_type='roberta', and this is BERT"),
+        ({"model_type": "electra"}, "model_type='electra', and this is BERT"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ({"hidden_act": "swish"}, "activation='swish' is not one of gelu,"),
         ({"num_attention_heads": 3}, "heads=3 does not divide dim=8"),
@@ -201,3 +201,20 @@ def test_a_published_checkpoint_gives_what_numpy_computes_from_it():
         states = numpy_bert(tensors, tokenizer.encode(text).ids, config["num_attention_heads"], config["num_hidden_layers"])
         mean = states.mean(0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=1e-5)
+
+
+def test_roberta_is_bert_whose_positions_begin_behind_those_of_padding(params):
+    """As `transformers` computes it: positions padding + 1, padding + 2, ... for the text."""
+    config = TINY.to_config() | {"model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": TINY.length + 2, "type_vocab_size": 2}
+    roberta = BERT.from_config(config)
+    assert (roberta.first, roberta.length) == (2, TINY.length + 2) and roberta.to_config()["model_type"] == "roberta"
+    assert BERT.from_config(roberta.to_config()) == roberta
+    leaves = flatten(params)
+    table = np.zeros(flatten(roberta.spec())["position.table"].shape, np.float32)
+    table[2 : TINY.length + 2] = leaves["position.table"][: TINY.length]
+    shifted = unflatten(roberta.spec(), leaves | {"position.table": jnp.asarray(table)})
+    ids, mask = padded([[3, 9, 4, 4], [8]], 6)
+    wanted, got = (jax.jit(lambda p: p(ids, mask))(each) for each in (params, shifted))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="texts of 17 tokens are longer than the 16 positions"):
+        shifted(np.ones((1, 17), np.int32), np.ones((1, 17), np.int32))

@@ -143,10 +143,9 @@ def numpy_decoder(tensors, config, ids):
     return cap * np.tanh(logits / cap) if cap else logits
 
 
+@pytest.mark.parametrize("case", NAMED, indirect=True)
 def test_it_is_the_equations(case):
     name, model, params, ids, found = case
-    if name not in NAMED:
-        pytest.skip("no family has this kind of attention; tests/nn/attention_test.py has its formula")
     if name == "gemma":  # what a config can say: scale is one over the root of an integer, and vectors are scaled by the root of the width
         assert model.scale == np.sqrt(model.dim)
     config = language_families.to_config(model) if name == "llama" else gemma_config(model)

@@ -104,12 +104,13 @@ def test_merged_is_the_two_branches(separate):
 
 def test_merging_and_unmerging_does_not_give_the_base_back():
     """Why a switch must not merge: the subtraction rounds once more, and in bfloat16 at a visible place."""
-    for dtype, drift in ((jnp.float32, 1e-7), (jnp.bfloat16, 1e-3)):
+    for dtype in (jnp.float32, jnp.bfloat16):
         base = cast(PARAMS, dtype)
-        back = LORA.unmerge(LORA.merge(base, ADAPTERS, 1), ADAPTERS, 1)
-        before, after = (np.asarray(flatten(tree)[f"{MAPS[0]}.kernel"], np.float32) for tree in (base, back))
-        assert drift < np.abs(after - before).max() < 50 * drift
-        assert (after != before).mean() > 0.1
+        merged = LORA.merge(base, ADAPTERS, 1)
+        before, between, after = (np.asarray(flatten(tree)[f"{MAPS[0]}.kernel"], np.float32) for tree in (base, merged, LORA.unmerge(merged, ADAPTERS, 1)))
+        drift, rounding = np.abs(after - before), float(jnp.finfo(dtype).eps)
+        assert (drift > 0).mean() > 0.1  # many weights have other bits
+        assert 0.1 * rounding < drift.max() <= rounding * np.abs(between).max()  # by as much as the sum was rounded
 
 
 def test_only_the_adapters_of_the_batch_get_a_gradient():
@@ -138,7 +139,7 @@ def test_unstacked_layers_and_decoding_with_a_cache_agree(by_row):
 
 def test_what_is_refused():
     with pytest.raises(
-        ValueError, match=r"target 'query' is no linear map of the model, which has rest\.0\.attention\.output|target 'query' is no linear map of"
+        ValueError, match=r"target 'query' is no linear map of the model, which has stack\.layers\.0\.attention\.qkv, .*rest\.0\.feed\.outer; name"
     ):
         LoRA(targets=("qkv", "query")).spec(MODEL.spec())
     with pytest.raises(ValueError, match=r"there are 3 adapters; say with `which`"):
@@ -146,6 +147,8 @@ def test_what_is_refused():
     for number in (-1, 3):
         with pytest.raises(ValueError, match=f"which={number} is none of the 3 adapters"):
             LORA.merge(PARAMS, ADAPTERS, number)
+    with pytest.raises(ValueError, match="which=3 is none of the 3 adapters, numbered from 0; -1 is none"):
+        LORA.attach(PARAMS, ADAPTERS, np.array([0, 3, -1, 1]))
     with pytest.raises(ValueError, match="adapters are chosen for 2 rows, and the input has 4"):
         LORA.attach(PARAMS, ADAPTERS, np.array([0, 1]))(IDS)
     for wrong in ({"rank": 0}, {"adapters": 0}, {"targets": ()}):

@@ -74,7 +74,7 @@ class PythonDocs(CollectionSource):
                 if name not in texts and text not in copies:
                     copies.add(text)
                     texts[name] = text[: self.length]
-                    summaries[name] = _sentence(ast.get_docstring(node, clean=False) or "")
+                    summaries[name] = first_sentence(ast.get_docstring(node, clean=False) or "")
         if not texts:
             raise ValueError(f"no function or class in {', '.join(self.packages)} has a docstring; mine other packages")
         names = sorted(texts)
@@ -84,7 +84,7 @@ class PythonDocs(CollectionSource):
         for row, name in enumerate(names):
             sentence = summaries[name]
             if len(sentence.split()) >= 3 and uses[sentence.casefold()] == 1:
-                rows.setdefault(_split(name), []).append(row)
+                rows.setdefault(split_of(name), []).append(row)
         queries = {split: Queries([names[row] for row in some], [summaries[names[row]] for row in some]) for split, some in sorted(rows.items())}
         qrels = {split: Qrels.gather(np.arange(len(some)), some, np.ones(len(some), int), count=len(some)) for split, some in sorted(rows.items())}
         return Collection(names, names, [texts[name] for name in names], queries, qrels)
@@ -96,19 +96,19 @@ def _documented(package: str) -> Iterator[tuple[str, _Documented]]:
         if path.suffix == ".py":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # other people's invalid escape sequences
-                yield from _within(ast.parse(path.read_bytes()), module)
+                yield from documented(ast.parse(path.read_bytes()), module)
 
 
-def _within(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Documented]]:
+def documented(tree: ast.AST, prefix: str) -> Iterator[tuple[str, _Documented]]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, _Documented):
             name = f"{prefix}.{node.name}"
             if (ast.get_docstring(node, clean=False) or "").strip():
                 yield name, node
             if isinstance(node, ast.ClassDef):  # a function within a function is part of its text
-                yield from _within(node, name)
+                yield from documented(node, name)
         elif isinstance(node, ast.If | ast.Try):
-            yield from _within(node, prefix)
+            yield from documented(node, prefix)
 
 
 def _code(node: _Documented) -> str:
@@ -142,12 +142,12 @@ def _replace(node: _Documented, body: list[ast.stmt]) -> Any:
     return changed
 
 
-def _sentence(docstring: str) -> str:
+def first_sentence(docstring: str) -> str:
     """The first sentence of a docstring on one line: up to a full stop before a capital, or the first paragraph."""
     return re.split(r"(?<=[.!?])\s+(?=[A-Z])", first_paragraph(docstring))[0]
 
 
-def _split(name: str) -> str:
+def split_of(name: str) -> str:
     """Where a query belongs, decided by its document's name alone."""
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64  # uniform in [0, 1)
     for split, share in _HELD_OUT.items():

@@ -19,9 +19,7 @@ import numpy as np
 
 from jaxrec.artifact import say
 from jaxrec.data.builders.python_api import STANDARD_LIBRARY, PythonApi, source_files
-from jaxrec.data.builders.python_docs import _sentence as first_sentence
-from jaxrec.data.builders.python_docs import _split as split_of
-from jaxrec.data.builders.python_docs import _within as documented
+from jaxrec.data.builders.python_docs import documented, first_sentence, split_of
 from jaxrec.data.collection import Collection, CollectionSource, Qrels, Queries
 
 _BLANK = "\n\n"  # between blocks, and nowhere else

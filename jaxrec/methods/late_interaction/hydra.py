@@ -24,6 +24,7 @@ from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.lora import Adapters, LoRA
 from jaxrec.nn.norm import unit
+from jaxrec.nn.transformer import split_key
 from jaxrec.param import Tree, freeze, normal
 
 NO_GRADIENT = ("qkv.a", "output.a", "gate.a", "inner.a", "outer.a")
@@ -41,8 +42,9 @@ class TwoHeads:
 
     def __call__(self, ids: Array, attended: Array, key: Array | None = None) -> Array:
         """[B, T] word pieces, of which those `attended` [B, T] can be seen, to unit vectors [B, T, D]."""
+        first, rest = split_key(key, 2)
         adapted = self.lora.attach(self.base, self.adapters)
-        return unit(self.head(adapted(ids, context=_context(adapted, attended, None, key), key=key)))
+        return unit(self.head(adapted(ids, context=_context(adapted, attended, None, rest), key=first)))
 
     def states(self, ids: Array, attended: Array, embeds: Array) -> Array:
         """The states [B, T, width] of a batch of both modes: rows where `embeds` [B] bool are for `head`, the others for `base.logits`.

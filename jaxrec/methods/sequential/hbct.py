@@ -11,13 +11,15 @@ old, weighted by that. All formulas here, what is aligned with what, and the wei
 
   objective = next item(x; n) + entail * max(0, ext(o_i, n_i) - aper(o_i)) + align * (R(x, o_target; q) + R(n_i, o_i; q))
 
-with R the robust InfoNCE against other old vectors, of scores c <., .>_L / temperature less the largest of them, q_i = q_low + (q_high - q_low) u_i, and
+with R the robust InfoNCE against other old vectors, of scores (1 + c <., .>_L) / temperature (0 at most), q_i = q_low + (q_high - q_low) u_i, and
 u_i = 1 - (t_i - t_min) / (t_max - t_min) of the old time coordinates over the catalogue. In recommendation two things are to be compatible: R(x, o) makes
 new queries find old items, which is what serving needs at once; R(n, o) and the cone keep each item's new vector with its old one, so that
 an index may hold both kinds while it is filled. Items of the latter two are drawn uniformly, so that those which nobody buys stay as well.
 
 A short vector is an uncertain one only if training made it so: that holds for scores by inner product and not for cosines, and items that the old model
-rarely saw are not distinguished from those it could not tell. Our next-item loss is hyperbolic too, for queries have one vector and two indexes.
+rarely saw are not distinguished from those it could not tell. Our next-item loss is hyperbolic too, for queries have one vector and two indexes. An
+inner product prefers long item vectors and a distance does not, so the old ones are lifted close to the origin (small `radius`), where the space is nearly
+flat, and the new ones get the room outside (`growth`); cones are wide there as well. For q > 0 the robust loss fades with distance, so it does the near first.
 """
 
 from __future__ import annotations
@@ -65,11 +67,11 @@ class HBCT(Method, Encoder, Starter):
     align: float = 1.0
     curvature: float = 1.0
     radius: float = 0.3
-    growth: float = 8.0
+    growth: float = 5.0
     temperature: float = 0.04
     boundary: float = 0.1
     negatives: int = 256
-    q: tuple[float, float] = (0.01, 0.1)
+    q: tuple[float, float] = (0.01, 0.05)
     density: float = 1.0
 
     names: ClassVar[tuple[str, ...]] = ("old", "new")
@@ -176,15 +178,12 @@ class HBCT(Method, Encoder, Starter):
     def alignment(self, params: Tree, points: jax.Array, positive: jax.Array, ids: jax.Array, others: jax.Array, other_ids: jax.Array) -> jax.Array:
         """Robust InfoNCE of points [N, W] with the old vectors [N, W] of items [N], against the old vectors [K, W] of others [K]. [N]."""
         query = hyperbolic.query_form(points, self.curvature)
-        scale = self.curvature / self.temperature
-        own = scale * jnp.sum(query * hyperbolic.item_form(positive, self.curvature), axis=-1)  # [N]
-        against = scale * (query @ hyperbolic.item_form(others, self.curvature).T)  # [N, K]
-        hit = other_ids[None] == ids[:, None]
-        # The loss depends on the scores' level, and far from the origin all of them are very low: it would give up on every positive.
-        best = jax.lax.stop_gradient(jnp.maximum(own, jnp.max(jnp.where(hit, -jnp.inf, against), axis=1)))
+        own = jnp.sum(query * hyperbolic.item_form(positive, self.curvature), axis=-1)  # [N]
+        against = query @ hyperbolic.item_form(others, self.curvature).T  # [N, K]
+        own, against = ((1 + self.curvature * inner) / self.temperature for inner in (own, against))
         low, high = self.q
         q = low + (high - low) * self.uncertainty(params, positive)
-        return robust_info_nce(own - best, against - best[:, None], hit, q, self.density)
+        return robust_info_nce(own, against, other_ids[None] == ids[:, None], q, self.density)
 
     # --- search -------------------------------------------------------------------------------------------------------------------------
 

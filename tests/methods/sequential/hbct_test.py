@@ -87,10 +87,8 @@ def test_the_alignment_is_the_formula(params):
     lifted = table * (np.sinh(norms / norms.max() * METHOD.radius) / norms)[:, None]
     np.testing.assert_allclose(np.asarray(positive)[:, :8], lifted[ids - 1], atol=1e-6)
     q = METHOD.q[0] + (METHOD.q[1] - METHOD.q[0]) * np.asarray(uncertainty, np.float64)
-    own = np.diagonal(lorentz(points, positive)) / METHOD.temperature
-    against = np.where(ids[:, None] == drawn[None], -np.inf, lorentz(points, others) / METHOD.temperature)
-    best = np.maximum(own, against.max(1))
-    own, against = own - best, against - best[:, None]
+    own = (1 + np.diagonal(lorentz(points, positive))) / METHOD.temperature
+    against = np.where(ids[:, None] == drawn[None], -np.inf, (1 + lorentz(points, others)) / METHOD.temperature)
     total = np.exp(own) + np.exp(against).sum(1)
     np.testing.assert_allclose(got, (-np.exp(q * own) + total**q) / q, rtol=1e-4)
 

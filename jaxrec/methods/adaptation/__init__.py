@@ -1,0 +1,1 @@
+"""Adaptation: models that are trained to be adapted to tasks which come later."""

@@ -1,0 +1,217 @@
+"""Vectors of a file of texts, for files larger than memory: read as a stream, written by chunks, and taken up again where they stopped.
+
+write_vectors(open_encoder("Qwen/Qwen3-0.6B", plan="htp"), Path("texts.jsonl"), Path("vectors.npy"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrec.artifact import checksum, locked, say, write_atomically
+from jaxrec.interop import safetensors_files
+from jaxrec.nn.token_prepending import TokenPrepending
+from jaxrec.stages.embeddings import SAY_EVERY, BertEncoder, TextEncoder
+from jaxrec.stages.language_model_embeddings import LanguageModelEncoder
+
+KINDS = (".jsonl", ".txt")
+BERT_OPTIONS = {"pooling", "length", "batch"}
+OPTIONS = ("plan", "blocks", "start", "exit", "output_layer", "pooling", "prompt", "length", "batch", "dtype")
+"""Of `open_encoder`, what the command line offers."""
+CHUNK = 256
+
+
+def open_encoder(model: str, **options: Any) -> TextEncoder:
+    """The encoder that a model's `config.json` asks for, with those options that are not None.
+
+    Args:
+      model: folder or hub id: a BERT, as sentence-transformers publishes them, or a causal language model.
+      options: fields of `BertEncoder`, or of `LanguageModelEncoder` and its `TokenPrepending`; blocks may be "sentence", or a number as text.
+
+    Raises:
+      ValueError: an option is not one of that kind of model, or blocks is neither.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "blocks" in given:
+        given["blocks"] = _block_size(given["blocks"])
+    if safetensors_files.read_config(safetensors_files.locate(model)).get("model_type") == "bert":
+        if others := sorted(given.keys() - BERT_OPTIONS):
+            raise ValueError(f"{model} is a BERT, which reads in both directions, and {', '.join(others)} is of causal language models; leave it out")
+        return BertEncoder(model, **given)
+    held = {field.name for field in dataclasses.fields(TokenPrepending)}
+    prepending = TokenPrepending(**{name: value for name, value in given.items() if name in held})
+    return LanguageModelEncoder(model, prepending, **{name: value for name, value in given.items() if name not in held})
+
+
+def _block_size(blocks: int | str) -> int:
+    if blocks == "sentence":
+        return 0
+    if not str(blocks).isdigit() or not int(blocks):
+        raise ValueError(f"blocks={blocks!r} must be 'sentence', or a number of tokens such as 64")
+    return int(blocks)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_vectors` did.
+
+    Attributes:
+      path: of the vectors.
+      texts, width: their shape.
+      cut: texts that were longer than the encoder reads; None where it does not tell.
+      empty: texts without anything to read, whose vectors are zeros or the model's own of no text.
+    """
+
+    path: Path
+    texts: int
+    width: int
+    cut: int | None
+    empty: int
+
+    def text(self) -> str:
+        """What there is to say at the end."""
+        cut = "" if self.cut is None else f", {self.cut:,} of the texts cut"
+        return f"wrote {self.texts:,} vectors of {self.width} to {self.path}{cut}" + (f", {self.empty:,} empty" if self.empty else "")
+
+
+def write_vectors(encoder: TextEncoder, source: Path, output: Path, *, key: str = "text", chunk: int = CHUNK) -> Written:
+    """Encodes the texts of a file into `output`, float32 [texts, D] in their order; a row of zeros stands for an empty text of a language model.
+
+    Until all are there, chunks lie in a folder beside it, each of them written whole or not at all. The same call goes on where another was stopped, and
+    gives the same bytes; after the last it does nothing. Beside the vectors a `.json` says what they were made of.
+
+    Args:
+      encoder: of the texts.
+      source: `.jsonl`, an object with `key` or a string on each line, or `.txt`, a text on each line.
+      output: a `.npy` file, or a folder, which gets a `vectors.npy`.
+      key: of the text in an object.
+      chunk: texts that are held at once.
+
+    Raises:
+      ValueError: what was begun there is of other arguments or another input; a line is no text; there is no text.
+      FileNotFoundError: there is no such input.
+      RuntimeError: another process writes there.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk} must be at least 1")
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no file {source}; give the path of the texts, {' or '.join(KINDS)}")
+    path = output if output.suffix == ".npy" else output / "vectors.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record, chunks = path.with_suffix(".json"), path.with_suffix(".chunks")
+    made_of = _made_of(encoder, source, key, chunk)
+    if path.exists() and not chunks.exists():
+        if not record.exists():
+            raise ValueError(f"{path} exists, and {record.name} beside it does not say of what it was made; choose another output, or remove it")
+        said = safetensors_files.read_json(record)
+        _check_same(said.pop("made_of", {}), made_of, path)
+        say(f"  {path} is complete")
+        return Written(path, **said)
+    with locked(chunks / "lock", wait=False, busy=f"{path} is being written by another process; wait until it ends"):
+        begun = chunks / "made_of.json"
+        if begun.exists() and next(chunks.glob("*.npz"), None):
+            _check_same(safetensors_files.read_json(begun), made_of, chunks)
+        write_atomically(begun, json.dumps(made_of, indent=1))
+        files = _write_chunks(encoder, source, key, chunk, chunks)
+        written = _joined(files, chunks / "vectors.npy", path)
+        stated = {name: value for name, value in dataclasses.asdict(written).items() if name != "path"}
+        write_atomically(record, json.dumps({**stated, "made_of": made_of}, indent=1))
+        os.replace(chunks / "vectors.npy", path)
+    shutil.rmtree(chunks)
+    return written
+
+
+def read_texts(path: Path, key: str = "text") -> Iterator[str]:
+    """The texts of a file one by one, without holding more than a line.
+
+    Raises:
+      ValueError: the file is of another kind, or a line is no text; names the line.
+    """
+    if path.suffix not in KINDS:
+        raise ValueError(f"{path} is none of {', '.join(KINDS)}; write a text, or an object with the text under {key!r}, on each line")
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode().removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+                value = line if path.suffix == ".txt" else json.loads(line)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8 text; save the file as UTF-8") from None
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error}); write one object or string on each line") from None
+            text = value.get(key) if isinstance(value, dict) else value
+            if not isinstance(text, str):
+                keys = f"; its keys are {', '.join(value)}" if isinstance(value, dict) else ""
+                raise ValueError(f"{path}:{number}: {key!r} must be a string, got {text!r}{keys}")
+            yield text
+
+
+def _made_of(encoder: TextEncoder, source: Path, key: str, chunk: int) -> dict[str, Any]:
+    """All that the bytes depend on, flat, as JSON keeps it."""
+    fields: dict[str, Any] = {"encoder": type(encoder).__name__}
+    for name, value in dataclasses.asdict(encoder).items() if dataclasses.is_dataclass(encoder) else ():
+        fields |= value if isinstance(value, dict) else {name: value}
+    fields.pop("model", None)  # its files count, and not where they lie
+    return fields | {"key": key, "chunk": chunk, "input": checksum(source)} | {f"model's {name}": value for name, value in encoder.inputs().items()}
+
+
+def _check_same(said: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:
+    differ = [name for name in {**said, **now} if said.get(name) != now.get(name)]
+    if differ:
+        name = differ[0]
+        if name == "input" or name.startswith("model's "):
+            raise ValueError(f"{place} was made of another {name.replace(chr(39) + 's', chr(39) + 's file')}; choose another output, or remove it")
+        raise ValueError(f"{place} was made with {name}={said.get(name)!r}, and now it is {now.get(name)!r}; repeat the first command, or remove {place}")
+
+
+def _write_chunks(encoder: TextEncoder, source: Path, key: str, chunk: int, folder: Path) -> list[Path]:
+    """The files of all chunks; those that are there already stay as they are."""
+    texts, files = read_texts(source, key), []
+    began = said = time.perf_counter()
+    done = fresh = 0
+    while some := list(itertools.islice(texts, chunk)):
+        files.append(folder / f"{len(files):08}.npz")
+        done += len(some)
+        if files[-1].exists():
+            continue
+        if done - len(some) and not fresh:
+            say(f"  going on after {done - len(some):,} texts")
+        vectors, cut = encoder.encode_and_count(some) if isinstance(encoder, LanguageModelEncoder) else (encoder.encode(some), -1)
+        held = io.BytesIO()
+        np.savez(held, vectors=np.asarray(vectors, np.float32), cut=cut, empty=sum(not text.strip() for text in some))
+        write_atomically(files[-1], held.getvalue())
+        fresh += len(some)
+        if (now := time.perf_counter()) - said > SAY_EVERY:
+            said = now
+            say(f"  {done:,} texts, {fresh / (now - began):,.1f} a second")
+    if not files:
+        raise ValueError(f"{source} has no text; write one on each line")
+    return files
+
+
+def _joined(files: list[Path], partial: Path, path: Path) -> Written:
+    """The chunks as one array in the file `partial`, a chunk at a time."""
+    texts = width = cut = empty = 0
+    for file in files:
+        with np.load(file) as held:
+            texts, width = texts + len(held["vectors"]), held["vectors"].shape[1]
+            cut, empty = cut + int(held["cut"]), empty + int(held["empty"])
+    vectors = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(texts, width))
+    low = 0
+    for file in files:
+        with np.load(file) as held:
+            some = held["vectors"]
+        vectors[low : low + len(some)] = some
+        low += len(some)
+    vectors.flush()
+    return Written(path, texts, width, cut if cut >= 0 else None, empty)
