@@ -27,6 +27,7 @@ NAME = "tda_shakespeare"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=KINDS)
+    parser.add_argument("--beta", type=float, default=1.0, help="of the threshold's gate")
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0 = the experiment's")
     parser.add_argument("--runs", default=f"runs/long_context/{NAME}", help="the folder of the runs")
     parser.add_argument("--minutes", type=float, default=0, help="interrupt, saving first, after so many minutes")
@@ -40,14 +41,15 @@ def main() -> None:
     losses: dict[str, float] = {}
     for kind in options.kinds:
         model = experiment.method.model  # type: ignore[attr-defined]
-        model = dataclasses.replace(model, attention=dataclasses.replace(model.attention, weights=kind))
+        model = dataclasses.replace(model, attention=dataclasses.replace(model.attention, weights=kind, beta=options.beta))
+        name = kind if options.beta == 1 else f"{kind}, beta {options.beta:g}"
         run = dataclasses.replace(experiment, method=dataclasses.replace(experiment.method, model=model))  # type: ignore[type-var]
-        workdir = Path(options.runs) / f"weights={kind}"
+        workdir = Path(options.runs) / f"weights={name.replace(', ', ',').replace(' ', '=')}"
         say(f"\n=== {workdir}")
         train(run, workdir)
         found = evaluate_text(run, workdir)
-        losses[kind] = found["loss"][run.data.length]["loss"]  # type: ignore[attr-defined]
-        row = {"name": f"{NAME}, {kind}", "ours": round(losses[kind], 4), "peer": losses.get("softmax"), "unit": "nats per character, test"}
+        losses[name] = found["loss"][run.data.length]["loss"]  # type: ignore[attr-defined]
+        row = {"name": f"{NAME}, {name}", "ours": round(losses[name], 4), "peer": losses.get("softmax"), "unit": "nats per character, test"}
         record("long_context", [row | {"steps": run.steps, "seed": run.seed} | found])
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.token_prepending MODEL --documents 300 --queries 400 --length 1024
 
-MODEL is a folder or hub id of a causal language model. The documents are those of `PythonModules`, thousands of words each, cut to `--length` tokens, placeholders
-included; the queries are sentences taken out of them. Every plan reads the same queries and documents, and all plans see one model; what differs beside the plan
-is how much of a cut document its placeholders leave room for, which each row states.
+MODEL is a folder or hub id of a causal language model. The documents are those of `PythonModules`, thousands of words each, cut to `--length` tokens,
+placeholders included; the queries are sentences taken out of them. Every plan reads the same queries and documents with the same model; beside the plan, what
+differs is how much of a cut document its placeholders leave room for.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 
 import jax
@@ -29,13 +30,12 @@ PREPENDING = TokenPrepending(exit=2, max_blocks=4)
 TEXTS = ["one. Art is two.", "", "Be", "a long text. But it is cut. And how is that. Alas", "Be", "last one?", "c"]
 
 
-def tokenizer(begins=True):
+def tokenizer(row="<begin> $A"):
     """A token for each letter, and one that begins a row."""
     found = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(LETTERS)}, merges=[]))
     found.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     found.add_special_tokens(["<begin>", "<more>"])
-    if begins:
-        found.post_processor = TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", BEGIN)])
+    found.post_processor = TemplateProcessing(single=row, special_tokens=[("<begin>", BEGIN)])
     return found
 
 
@@ -72,19 +72,22 @@ def ids(text):
     return [LETTERS.index(letter) for letter in text]
 
 
-def test_rows_are_made_of_sentences_the_prompt_and_special_tokens(folder, encoder):
+def test_rows_are_made_of_sentences_the_prompt_and_special_tokens(folder, encoder, tmp_path):
     params = language_families.from_hf(MODEL, safetensors_files.open_tensors(folder))
+    shutil.copytree(folder, tmp_path / "ends")
+    tokenizer("$A <begin>").save(str(tmp_path / "ends" / "tokenizer.json"))  # as models do that embed by a token at the end
     text = TEXTS[0]
     cases = [
         (encoder, ([BEGIN], []), [4, 16]),
         (dataclasses.replace(encoder, blocks=6), ([BEGIN], []), [6, 12, 16]),
         (dataclasses.replace(encoder, prompt="a: {text} b"), ([BEGIN, *ids("a: ")], ids(" b")), [4, 16]),
+        (dataclasses.replace(encoder, model=str(tmp_path / "ends")), ([], [BEGIN]), [4, 16]),
     ]
     run = jax.jit(embed, static_argnums=1)
     for each, pieces, ends in cases:
         rows = batch(PREPENDING, [lay_out(PREPENDING, pieces, ids(text), ends, length=40)], width=32, size=2)
         np.testing.assert_allclose(each.encode([text])[0], run(params, PREPENDING, rows)[0], atol=1e-5)
-    assert len({each.encode([text]).tobytes() for each, *_ in cases}) == 3
+    assert len({each.encode([text]).tobytes() for each, *_ in cases}) == 4
 
 
 def test_a_vector_depends_on_its_text_alone_and_cut_texts_are_counted(encoder):
