@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import threading
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.interrupt import add_minutes, interrupt_after
 from benchmarks.record import record
 from jaxrec.artifact import say
 from jaxrec.evals.report import Row, summarise
@@ -43,12 +42,9 @@ def main() -> None:
     parser.add_argument("experiments", nargs="+", metavar="NAME", help="of a file in experiments/, without .py")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--refit", action="store_true")
-    parser.add_argument("--minutes", type=float, default=0, help="interrupt, saving first, after so many minutes")
+    add_minutes(parser)
     options = parser.parse_args()
-    if options.minutes:
-        timer = threading.Timer(60 * options.minutes, signal.raise_signal, (signal.SIGINT,))
-        timer.daemon = True
-        timer.start()
+    interrupt_after(options.minutes)
     for name in options.experiments:
         experiment = load(Path("experiments") / f"{name}.py")
         rows = [run(experiment, seed, options.refit) for seed in range(options.seeds)]

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import threading
 from pathlib import Path
 
+from benchmarks.interrupt import add_minutes, interrupt_after
 from benchmarks.record import record
 from jaxrec.artifact import say
 from jaxrec.experiment import load
@@ -30,12 +29,9 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=1.0, help="of the threshold's gate")
     parser.add_argument("--steps", type=int, default=0, help="of each run; 0 = the experiment's")
     parser.add_argument("--runs", default=f"runs/long_context/{NAME}", help="the folder of the runs")
-    parser.add_argument("--minutes", type=float, default=0, help="interrupt, saving first, after so many minutes")
+    add_minutes(parser)
     options = parser.parse_args()
-    if options.minutes:
-        timer = threading.Timer(60 * options.minutes, signal.raise_signal, (signal.SIGINT,))
-        timer.daemon = True
-        timer.start()
+    interrupt_after(options.minutes)
     experiment = load(Path("experiments") / f"{NAME}.py")
     experiment = dataclasses.replace(experiment, steps=options.steps or experiment.steps)
     losses: dict[str, float] = {}

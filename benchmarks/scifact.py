@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.interrupt import add_minutes, interrupt_after
 from benchmarks.record import record
 from jaxrec.artifact import say
 from jaxrec.data.passages import Passages
@@ -35,12 +34,9 @@ def main() -> None:
     parser.add_argument("experiments", nargs="+", metavar="NAME", help="of a file in experiments/, without .py")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--encoder", default="", help="a BERT whose mean-pooled vectors are searched as well: a folder or hub id")
-    parser.add_argument("--minutes", type=float, default=0, help="interrupt, saving first, after so many minutes")
+    add_minutes(parser)
     options = parser.parse_args()
-    if options.minutes:
-        timer = threading.Timer(60 * options.minutes, signal.raise_signal, (signal.SIGINT,))
-        timer.daemon = True
-        timer.start()
+    interrupt_after(options.minutes)
     for name in options.experiments:
         experiment = load(Path("experiments") / f"{name}.py")
         assert isinstance(experiment.data, Passages)

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxrec.agents.protocols import Completion, Finish, TextGenerator, TextScorer
 from jaxrec.interop import safetensors_files
+from jaxrec.interop.tokenizer_files import open_tokenizer
 from jaxrec.nn import language_families
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.ops.padding import padded_length
@@ -232,7 +233,7 @@ def _open(folder: Path, dtype: Any) -> _Loaded:
     config = safetensors_files.read_config(folder)
     try:
         model = language_families.from_config(config)
-        tokenizer = _open_tokenizer(safetensors_files.existing(folder, "tokenizer.json"), model.vocabulary)
+        tokenizer = open_tokenizer(folder, vocabulary=model.vocabulary)
         params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=dtype, stacked=False)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
@@ -242,20 +243,6 @@ def _open(folder: Path, dtype: Any) -> _Loaded:
     ends = settings.get("eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
     return _Loaded(model, params, tokenizer, ends, settings.get("bos_token_id"))
-
-
-def _open_tokenizer(path: Path, vocabulary: int) -> Tokenizer:
-    tokenizers = safetensors_files.hf_package("tokenizers")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises nothing more special
-        raise ValueError(f"{path.name} is no tokenizer ({error}); take the one that was published with the model") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    # Tokens that were added may lie beyond the table: some models that also see images share their tokenizer with one that does not.
-    if (size := tokenizer.get_vocab_size(with_added_tokens=False)) > vocabulary:
-        raise ValueError(f"{path.name} has {size} tokens, and the model vectors for {vocabulary}: it is of another model; take the one published with it")
-    return tokenizer
 
 
 def _batches(sizes: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
