@@ -89,9 +89,9 @@ def _eval(options: argparse.Namespace, rest: list[str]) -> None:
         print(json.dumps(found, indent=1) if options.json else language_modelling.table(experiment.name, found))
         return
     from jaxrec.evals.report import table, to_json
-    from jaxrec.stages.runs import baseline_ranks, evaluate_run
+    from jaxrec.stages.runs import evaluate_beside
 
-    systems = {experiment.name: evaluate_run(experiment, _workdir(options, experiment), options.split), **baseline_ranks(experiment.data, options.split)}
+    systems = evaluate_beside(experiment, _workdir(options, experiment), options.split)
     print(json.dumps(to_json(systems), indent=1) if options.json else table(systems))
 
 

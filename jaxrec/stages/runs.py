@@ -11,8 +11,10 @@ from typing import Any, Literal
 from jaxrec.artifact import Artifact
 from jaxrec.data.sequences import with_histories
 from jaxrec.evals.retrieval import Ranks, rank
+from jaxrec.evals.upgrade import rank_pairs
 from jaxrec.experiment import Experiment, changes, describe
 from jaxrec.method import Baseline
+from jaxrec.methods.sequential.hbct import HBCT
 from jaxrec.methods.sequential.item_knn import ItemKNN
 from jaxrec.methods.sequential.last_item import LastItem
 from jaxrec.methods.sequential.markov import Markov
@@ -77,6 +79,17 @@ class BaselineRanks(Artifact):
 
     def load(self, folder: Path) -> Ranks:
         return Ranks.load(folder / "ranks.npz")
+
+
+def evaluate_beside(experiment: Experiment, workdir: Path, split: Literal["validation", "test"] = "test") -> dict[str, Ranks]:
+    """A run's ranks by its name, for an upgrade also M(n,o) and M(o,o), what new and old queries find among the old items, and every baseline's."""
+    systems = {experiment.name: evaluate_run(experiment, workdir, split)}
+    if isinstance(experiment.method, HBCT):
+        found, params, _ = load_run(experiment, workdir)
+        data = with_histories(found.data)
+        pairs = rank_pairs(found.method, params, data.examples(split), items=data.info()["items"], length=data.length)  # type: ignore[arg-type]
+        systems |= {name: ranks for name, ranks in pairs.items() if name != "M(n,n)"}
+    return systems | baseline_ranks(experiment.data, split)
 
 
 def baseline_ranks(data: Any, split: str) -> dict[str, Ranks]:

@@ -24,7 +24,7 @@ from jaxrec.methods.sequential.hbct import HBCT, OldIndex
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.features import Feature
 from jaxrec.param import create, flatten
-from jaxrec.stages.runs import Trained, load_run
+from jaxrec.stages.runs import Trained, evaluate_beside, load_run
 from jaxrec.train.loop import train
 from jaxrec.train.step import initial_state, update
 
@@ -145,6 +145,9 @@ def test_a_run_starts_from_the_trained_old_model_and_measures_its_norms(tmp_path
         np.testing.assert_array_equal(found[f"old.{name}"], leaf)
     norms = np.linalg.norm(wanted["item.table"][1:51], axis=1)
     np.testing.assert_allclose((found["norm.smallest"], found["norm.largest"]), (norms.min(), norms.max()), rtol=1e-6)
+    systems = evaluate_beside(experiment, tmp_path / "run")
+    assert list(systems)[:3] == [experiment.name, "M(n,o)", "M(o,o)"] and systems["Markov"].baseline
+    assert not np.array_equal(systems["M(n,o)"].kept, systems["M(o,o)"].kept)
 
 
 def test_the_evaluator_says_what_rank_pairs_says(params):
