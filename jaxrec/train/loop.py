@@ -186,8 +186,13 @@ def claim(experiment: Experiment, workdir: Path) -> None:
 
 
 def gathered(params: Tree) -> Tree:
-    """Parameters that this process can read whole: among several processes a copy on the host, so that each evaluates by itself."""
-    return multihost_utils.process_allgather(params, tiled=True) if jax.process_count() > 1 else params
+    """Parameters as a program of one device reads them: from the host, where several devices hold them.
+
+    Kernels are split over devices in the step alone, and of several processes each evaluates by itself.
+    """
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(params, tiled=True)
+    return jax.device_get(params) if any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(params)) else params
 
 
 def settle_metrics(pending: list[dict[str, jax.Array]], since: int, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:

@@ -255,3 +255,14 @@ def test_bursts_change_nothing(finished, tmp_path):
     for name in expected:
         np.testing.assert_allclose(jnp.asarray(state[name], jnp.float32), jnp.asarray(expected[name], jnp.float32), rtol=0, atol=1e-6, err_msg=name)
     assert len(jax.devices()) == 8
+
+
+def test_evaluation_is_a_program_of_one_device(tmp_path):
+    """Kernels are split over several devices only where the step does so."""
+    devices = []
+
+    def look(params):
+        devices.extend(len(jnp.asarray(leaf).devices()) for leaf in jax.tree.leaves(params))
+
+    train(dataclasses.replace(SMALL, steps=2, evals=(Scripted(act=look),)), tmp_path / "run")
+    assert jax.device_count() == 8 and set(devices) == {1}
