@@ -3,7 +3,8 @@
     JAXREC_TORCH_PYTHON=/venv/with/torch/and/transformers/bin/python python -m benchmarks.generation
 
 A Llama of 110M parameters in float32, prompts of 128 tokens and 64 greedy ones after them, one text at a time and sixteen. Both read one folder of
-weights, write the same tokens, and take turns in one run on the same threads; the median of the turns counts.
+weights, write the same tokens, and take turns in one run on the same threads; the median of the turns counts. Each result also says how long our reading of
+the prompts takes, and how many GB of weights a second the writing reads: one text at a time, that is what bounds it, beside how fast this machine reads memory at all.
 """
 
 from __future__ import annotations
@@ -74,6 +75,27 @@ def ours(prompt: int, new: int) -> Callable[[Decoder, Any], jax.Array]:
     return generate
 
 
+def reading(params: Decoder, ids: np.ndarray, new: int) -> float:
+    """Seconds to read the prompts, the least of three."""
+    prefill = jax.jit(lambda params, ids: params.prefill(ids, jnp.ones_like(ids), slots=ids.shape[1] + new))
+    jax.block_until_ready(prefill(params, ids))
+    return min(_seconds(lambda: prefill(params, ids)) for _ in range(3))
+
+
+def bandwidth() -> float:
+    """Bytes a second that one sum over 1 GB reads."""
+    array = jnp.ones(2**28)
+    total = jax.jit(jnp.sum)
+    total(array).block_until_ready()
+    return array.nbytes / min(_seconds(lambda: total(array)) for _ in range(5))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - begin
+
+
 def compare(generate: Callable[[Decoder, Any], jax.Array], params: Decoder, ids: np.ndarray, peer: Process, new: int, rounds: int) -> dict[str, Any]:
     """One result: tokens a second of both, prompts included in the time."""
     found = np.asarray(generate(params, ids))
@@ -84,18 +106,22 @@ def compare(generate: Callable[[Decoder, Any], jax.Array], params: Decoder, ids:
     turns: list[float] = []
     others: list[float] = []
     for number in range(rounds):
-        begin = time.perf_counter()
-        jax.block_until_ready(generate(params, ids))
-        turns.append(time.perf_counter() - begin)
+        turns.append(_seconds(lambda: generate(params, ids)))
         others.append(peer.ask(generate=ids.tolist(), new=new, calls=1)["seconds"])
         say(f"  batch {len(ids)}, turn {number + 1} of {rounds}: {turns[-1]:.2f} s, transformers {others[-1]:.2f} s")
     mine, other = statistics.median(turns), statistics.median(others)
+    prompts = reading(params, ids, new)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     return {
         "name": f"batch {len(ids)}: transformers generate",
         "ours": round(found.size / mine, 1),
         "peer": round(found.size / other, 1),
         "unit": "tokens/s",
         "same tokens": round(same, 4),
+        "seconds": round(mine, 2),
+        "of which prompts": round(prompts, 2),
+        "weights read, GB/s": round(weights * new / (mine - prompts) / 1e9, 1),
+        "memory read, GB/s": round(bandwidth() / 1e9, 1),
         "threads": cores(),
         "versions": peer.versions,
     }

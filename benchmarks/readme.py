@@ -1,4 +1,4 @@
-"""Writes the README's tables from benchmarks/results: `python -m benchmarks.readme`; `--check` fails if they are stale."""
+"""Writes the tables of README.md and docs/results.md from benchmarks/results: `python -m benchmarks.readme`; `--check` fails if they are stale."""
 
 from __future__ import annotations
 
@@ -28,20 +28,24 @@ SPEED = ("sasrec_step", "input_pipeline", "beam_search", "residual_kmeans", "max
 
 
 def main() -> None:
-    text = (ROOT / "README.md").read_text()
     tables = {
-        "accuracy": accuracy(load("accuracy")),
-        "search": search(load("scifact")),
-        "language": language(load("long_context")),
-        "speed": speed([row for name in SPEED for row in load(name)]),
+        "README.md": {"methods": methods()},
+        "docs/results.md": {
+            "accuracy": accuracy(load("accuracy")),
+            "search": search(load("scifact")),
+            "language": language(load("long_context")),
+            "parity": parity(load("parity")),
+            "speed": speed([row for name in SPEED for row in load(name)]),
+        },
     }
-    new = text
-    for section, table in tables.items():
-        new = replaced(new, section, table)
-    if "--check" not in sys.argv:
-        write_atomically(ROOT / "README.md", new)
-    elif new != text:
-        raise SystemExit("README.md is stale; run python -m benchmarks.readme")
+    for page, sections in tables.items():
+        old = new = (ROOT / page).read_text()
+        for section, table in sections.items():
+            new = replaced(new, section, table, page)
+        if "--check" not in sys.argv:
+            write_atomically(ROOT / page, new)
+        elif new != old:
+            raise SystemExit(f"{page} is stale; run python -m benchmarks.readme")
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -50,11 +54,11 @@ def load(name: str) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def replaced(text: str, section: str, table: str) -> str:
+def replaced(text: str, section: str, table: str, page: str) -> str:
     """`text` with what stands between the section's markers replaced."""
     new, places = re.subn(rf"(<!-- {section}: [^\n]*-->\n).*?(<!-- end -->)", lambda found: f"{found[1]}{table}{found[2]}", text, flags=re.DOTALL)
     if places != 1:
-        raise ValueError(f"README.md has {places} places for the {section} table, expected one, between <!-- {section}: ... --> and <!-- end -->")
+        raise ValueError(f"{page} has {places} places for the {section} table, expected one, between <!-- {section}: ... --> and <!-- end -->")
     return new
 
 
@@ -63,13 +67,19 @@ def paper(method: str) -> str:
     return (importlib.import_module(f"jaxrec.methods.{MODULES[method]}").__doc__ or "").splitlines()[0]
 
 
-def accuracy(results: list[dict[str, Any]]) -> str:
-    """The methods, and below them a table per data set: a row per run, the two protocols side by side."""
+def methods() -> str:
+    """A row per method: its name, its file, and what that says of itself."""
     lines = ["| method | file | what it is |", "|---|---|---|"]
     lines += [f"| {method} | `methods/{module.replace('.', '/')}.py` | {paper(method)} |" for method, module in MODULES.items()]
+    return "\n".join(lines) + "\n"
+
+
+def accuracy(results: list[dict[str, Any]]) -> str:
+    """A table per data set: a row per run, the two protocols side by side."""
+    lines = []
     if results:
         devices = ", ".join(dict.fromkeys(row["device"] for row in results))
-        lines += ["", f"Recall@10 / NDCG@10, mean over seeds; behind ± half of the 95 % bootstrap interval over users. {devices}; {span(results)}.", ""]
+        lines += [f"Recall@10 / NDCG@10, mean over seeds; behind ± half of the 95 % bootstrap interval over users. {devices}; {span(results)}.", ""]
     runs: dict[str, dict[str, dict[str, Any]]] = {}
     for row in results:
         run, protocol = row["name"].split(", ", 1)
@@ -127,6 +137,18 @@ def language(results: list[dict[str, Any]]) -> str:
         cells = [f"{row['loss'][length]['loss']:.4f}" if length in row["loss"] else "" for length in lengths]
         attention = [f"{row['attention'][name]:.3f}" for name in shares]
         lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(cells)} | {' | '.join(attention)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parity(results: list[dict[str, Any]]) -> str:
+    """A row per model family: how far our logits are from those of transformers."""
+    families = [row for row in results if "bfloat16" in row]
+    if not families:
+        return ""
+    lines = [f"Greatest difference of a logit from transformers' in float32; random weights of small configurations; {families[0]['device']}; {span(families)}.", ""]
+    lines += ["| family | float32 | bfloat16, ours | bfloat16, theirs | greatest logit |", "|---|---|---|---|---|"]
+    for row in families:
+        lines.append(f"| {row['name'].partition(':')[0]} | {row['ours']:.1e} | {row['bfloat16']} | {row['bfloat16 of transformers']} | {row['greatest logit']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""record: prints results as JSON lines and keeps the newest of each name in a file, from which the tables of the README are generated."""
+"""record: prints results as JSON lines and keeps the newest of each name in a file, from which the tables of README.md and docs/results.md are generated."""
 
 from __future__ import annotations
 

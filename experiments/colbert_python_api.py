@@ -2,7 +2,7 @@
 
     jaxrec train experiments/colbert_python_api.py && jaxrec eval experiments/colbert_python_api.py
 
-A small BERT learns from scratch. Ours: see the README.
+A small BERT learns from scratch. Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.python_docs import PythonDocs

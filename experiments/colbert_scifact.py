@@ -3,7 +3,7 @@
     jaxrec train experiments/colbert_scifact.py && jaxrec eval experiments/colbert_scifact.py
 
 Starts from sentence-transformers/all-MiniLM-L6-v2: a hub id, or a folder of that name below JAXREC_MODEL_DIR. Published nDCG@10 on the 300 test
-queries: BM25 .665, ColBERTv2 trained on MS MARCO .693 (Lee et al. 2025, arXiv 2501.17788). Ours: see the README.
+queries: BM25 .665, ColBERTv2 trained on MS MARCO .693 (Lee et al. 2025, arXiv 2501.17788). Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.beir import Beir

@@ -4,7 +4,7 @@
 
 XQuAD has no training questions, so TQuAD's (history of science, by Turkish speakers) train, TQuAD's held-out ones validate, and XQuAD's 1,190 test; all
 of them search the passages of both sets. Nothing is pretrained: word pieces come from the texts themselves, and there is no number of others for
-this setting; TurkColBERT (2025, arXiv 2511.16528) fine-tunes pretrained encoders on MS MARCO in Turkish. Ours: see the README.
+this setting; TurkColBERT (2025, arXiv 2511.16528) fine-tunes pretrained encoders on MS MARCO in Turkish. Ours: see docs/results.md.
 """
 
 from dataclasses import dataclass

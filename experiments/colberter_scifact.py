@@ -4,7 +4,7 @@
 
 Starts from sentence-transformers/all-MiniLM-L6-v2: a hub id, or a folder of that name below JAXREC_MODEL_DIR. The log's "words / pieces" and
 "stored / words" say which share of ColBERT's vectors is left. Published, on MS MARCO with a teacher's scores: MRR@10 .387 with 30.9 vectors of width
-32 in place of a passage's 77 pieces (Hofstätter et al. 2022, arXiv 2203.13088, table 2); there is no number for SciFact. Ours: see the README.
+32 in place of a passage's 77 pieces (Hofstätter et al. 2022, arXiv 2203.13088, table 2); there is no number for SciFact. Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.beir import Beir

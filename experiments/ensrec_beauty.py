@@ -3,7 +3,7 @@
     jaxrec train experiments/ensrec_beauty.py && jaxrec eval experiments/ensrec_beauty.py
 
 Nothing is trained but the two members, each on first use. Published, test Recall@10 / NDCG@10: .0980 / .0565 (Collins et al. 2025).
-Ours: see the README.
+Ours: see docs/results.md.
 """
 
 from pathlib import Path

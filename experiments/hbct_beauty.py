@@ -3,7 +3,7 @@
     jaxrec train experiments/hbct_beauty.py && jaxrec eval experiments/hbct_beauty.py
 
 The old model is trained on first use. Without compatibility: --method.entail 0 --method.align 0. The paper has no numbers on this data (its body was
-not available to us; it is about images). Ours: see the README.
+not available to us; it is about images). Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.amazon_p5 import AmazonP5

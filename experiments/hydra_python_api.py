@@ -3,7 +3,7 @@
     jaxrec train experiments/hydra_python_api.py && jaxrec eval experiments/hydra_python_api.py
 
 The base starts at random and stays so, since there is no small pretrained one without a download: this shows what adapters and head alone can learn, not
-what Hydra gains from a language model. With one, name its run or artifact: `init_from={"base": ...}`. Ours: see the README.
+what Hydra gains from a language model. With one, name its run or artifact: `init_from={"base": ...}`. Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.python_docs import PythonDocs

@@ -4,7 +4,7 @@
 
 Paper (arXiv 2402.07440): 80 million parameters, pretrained on masked language, then trained on LoCoV1's unpublished training sets: nDCG@10 of 86.9 for 8k
 tokens over LoCoV1's twelve tasks, BM25 79.9 (its 94.7 for 32k tokens is not the mean of its own table of tasks, which is 91.1). Here a small model
-learns from scratch, from 4,800 queries, with InfoNCE over the batch beside the paper's loss. Ours: see the README.
+learns from scratch, from 4,800 queries, with InfoNCE over the batch beside the paper's loss. Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.python_module_docs import PythonModules

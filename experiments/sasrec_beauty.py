@@ -3,7 +3,7 @@
     jaxrec train experiments/sasrec_beauty.py && jaxrec eval experiments/sasrec_beauty.py
 
 Published, test Recall@10 / NDCG@10: .0605 / .0318 with BCE as usually quoted (seen items kept); .0921 / .0531 with sampled softmax
-(seen and cold items removed; Tikhonovich et al. 2025). Ours: see the README.
+(seen and cold items removed; Tikhonovich et al. 2025). Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.amazon_p5 import AmazonP5

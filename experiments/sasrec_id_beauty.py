@@ -3,7 +3,7 @@
     jaxrec train experiments/sasrec_id_beauty.py && jaxrec eval experiments/sasrec_id_beauty.py
 
 Published, test Recall@10 / NDCG@10: .0821 / .0489 with a T5 encoder of d = 128 and softmax over the whole catalogue (Collins et al. 2025).
-Ours, smaller and with sampled softmax, so that two CPU cores suffice: see the README.
+Ours, smaller and with sampled softmax, so that two CPU cores suffice: see docs/results.md.
 """
 
 from jaxrec.data.builders.amazon_p5 import AmazonP5

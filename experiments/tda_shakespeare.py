@@ -5,7 +5,7 @@
 
 Published (arXiv 2601.12145; 162M parameters, 10B tokens of FineWeb-Edu), validation loss and share of exact zeros: softmax 3.1196 / 0,
 TDA 3.1190 / 99 %, ReLA 3.1657 / 94 %, Differential 3.1941 / 0, entmax 3.1941 / 43 %. The paper's beta is 1; with heads as narrow
-as these most rows would then pass no key. Here 0.8M parameters read 1.6M characters. Ours: see the README.
+as these most rows would then pass no key. Here 0.8M parameters read 1.6M characters. Ours: see docs/results.md.
 """
 
 from jaxrec.data.builders.tiny_shakespeare import TinyShakespeare

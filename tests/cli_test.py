@@ -106,13 +106,35 @@ def test_help_of_a_command_needs_no_file(capsys):
 def test_data_lists_every_set(capsys):
     main(["data", "ls"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "state", "what"] and any(line.startswith("synthetic ") for line in lines)
+    assert lines[0].split() == ["name", "kind", "state", "what"]
+    kinds = {line.split()[0]: line.split()[1] for line in lines[1:]}
+    assert (kinds["synthetic"], kinds["python_docs"], kinds["tiny_shakespeare"]) == ("interactions", "documents", "text")
 
 
 def test_data_info_is_json(capsys):
     main(["data", "info", "synthetic"])
     info = json.loads(capsys.readouterr().out)
     assert (info["users"], info["items"]) == (1000, 200) and len(info["first_histories"]) == 3
+
+
+def test_data_info_of_documents_and_of_text(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXREC_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+    lines = {
+        "scifact/corpus.jsonl": ['{"_id": "a", "title": "Cells", "text": "divide in two"}', '{"_id": "b", "text": "nothing"}'],
+        "scifact/queries.jsonl": ['{"_id": "1", "text": "do cells divide"}'],
+        "scifact/qrels/test.tsv": ["1\ta\t1"],
+        "tinyshakespeare/input.txt.gz": ["To be, or not to be: that is the question." * 20],
+    }
+    for name, text in lines.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("\n".join(text) + "\n")
+    main(["data", "info", "scifact"])
+    info = json.loads(capsys.readouterr().out)
+    assert (info["documents"], info["queries"], info["judgements"], info["words"]["longest"]) == (2, {"test": 1}, {"test": 1}, 4)
+    main(["data", "info", "tiny_shakespeare"])
+    assert json.loads(capsys.readouterr().out)["begins"].startswith("To be, or not")
+    assert "scifact has no items with interactions; those that have are python_api" in refused(capsys, "data", "sids", "scifact")
 
 
 SIDS = """

@@ -1,4 +1,4 @@
-"""Every experiment loads, resolves and runs in miniature."""
+"""Every experiment loads and resolves, and runs in miniature: one of each method in the default tests, its variants among the slow ones."""
 
 from pathlib import Path
 
@@ -11,15 +11,29 @@ from jaxrec.train.loop import train
 FILES = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 
 
+def miniatures():
+    """Each file; slow, where a shorter name has the same method on the same kind of data."""
+    seen = set()
+    for path in sorted(FILES, key=lambda path: (len(path.stem), path.stem)):
+        experiment = load(path)
+        kind = (type(experiment.method), type(experiment.data))
+        yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if kind in seen else [])
+        seen.add(kind)
+
+
 def test_there_are_experiments():
     assert len(FILES) >= 8
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_experiment_loads(path):
+    assert load(path).name == path.stem
+    assert f"jaxrec train experiments/{path.name}" in path.read_text(), "its docstring gives the command"
+
+
+@pytest.mark.parametrize("path", list(miniatures()))
 def test_experiment_runs_in_miniature(path, tmp_path):
     experiment = load(path)
-    assert experiment.name == path.stem
-    assert f"jaxrec train experiments/{path.name}" in (Path(path).read_text()), "its docstring gives the command"
     result = train(experiment.smoked(), tmp_path / "run")
     assert result["step"] == (4 if experiment.steps else 0)
     best = [value for name, value in result.items() if name.startswith("best_") and name != "best_step"]

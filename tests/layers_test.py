@@ -21,10 +21,10 @@ LAYERS = [
     {"evals"},
     {"train"},
     {"stages", "agents", "pods", "serve"},
-    {"cli", "demo", "__main__", "experiments"},
+    {"cli", "commands", "demo", "__main__", "experiments"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
-ENTRY = {"__main__": {"cli"}, "cli": {"demo"}}  # the doors that open onto their own layer
+ENTRY = {"__main__": {"cli"}, "cli": {"commands"}, "commands": {"demo"}}  # the doors that open onto their own layer
 
 # Rooms that may import less than all of the layers below them.
 ONLY = {
