@@ -3,8 +3,9 @@
     JAXREC_TORCH_PYTHON=/venv/with/torch/and/transformers/bin/python python -m benchmarks.generation
 
 A Llama of 110M parameters in float32, prompts of 128 tokens and 64 greedy ones after them, one text at a time and sixteen. Both read one folder of
-weights, write the same tokens, and take turns in one run on the same threads; the median of the turns counts. Each result also says how long our reading of
-the prompts takes, and how many GB of weights a second the writing reads: one text at a time, that is what bounds it, beside how fast this machine reads memory at all.
+weights, write the same tokens, and take turns in one run on the same threads; the median of the turns counts. Each result also says how long our
+reading of the prompts takes, and how many GB of weights a second the writing reads, which bounds it for one text, beside how fast this machine reads
+memory at all.
 """
 
 from __future__ import annotations

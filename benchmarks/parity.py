@@ -1,10 +1,11 @@
-"""How exactly the language models compute what transformers computes, and what loading costs.
+"""How exactly the language models and encoders compute what transformers computes, and what loading costs.
 
     JAXREC_TORCH_PYTHON=/venv/with/torch/and/transformers/bin/python python -m benchmarks.parity
 
-One small random model of each family, written by transformers and read by us: the greatest difference of a logit in float32, and in bfloat16 from
-transformers' float32, with transformers' own bfloat16 beside it. Then one model of `--dim` in bfloat16 files: seconds to load it and the most
-memory that the loading process held above what it began with, in multiples of the weights as they are loaded.
+One small random model of each family, written by transformers and read by us: the greatest difference of a logit (of an encoder: of a state of a text's
+token, beside padding) in float32, and in bfloat16 from transformers' float32, with transformers' own bfloat16 beside it. Then one model of `--dim` in
+bfloat16 files: seconds to load it and the most memory that the loading process held above what it began with, in multiples of the weights as they are
+loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from benchmarks.peers.process import Process
 from benchmarks.record import cores, record
 from jaxrec.artifact import say
 from jaxrec.interop import safetensors_files
-from jaxrec.nn import language_families
+from jaxrec.nn import encoders, language_families
 
 SMALL: dict[str, Any] = {
     "vocab_size": 70,
@@ -60,12 +61,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma 3": {"model_type": "gemma3_text", **GEMMA, "num_hidden_layers": 8},
 }
 """Configs small enough for a test, in which nothing that a family has is idle: windows are shorter than the texts, caps are reached."""
+ENCODERS: dict[str, dict[str, Any]] = {
+    "ModernBERT": {
+        "model_type": "modernbert",
+        "vocab_size": 70,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "local_attention": 8,
+        "pad_token_id": 0,
+    },
+}
+"""The same for encoders: of the layers some are scanned and some are not."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--only", choices=[*FAMILIES, *ENCODERS], help="measure this one alone")
     parser.add_argument("--load", type=Path, help="only load this folder and print what it cost (the benchmark calls itself so)")
     options = parser.parse_args()
     if options.load:
@@ -73,11 +89,15 @@ def main() -> None:
         return
     if not (python := os.environ.get("JAXREC_TORCH_PYTHON")):
         raise SystemExit("JAXREC_TORCH_PYTHON is not set, and parity is with transformers; set it to a Python that has torch and transformers")
-    peer = Process(python, "language_models_torch.py", cores())
+    peer, other = (Process(python, script, cores()) for script in ("language_models_torch.py", "encoders_torch.py"))
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compare(peer, family, Path(folder) / family) for family in FAMILIES]
-        record("parity", [*rows, load_cost(peer, Path(folder) / "large", options.dim, options.layers)])
+        rows = [compare(peer, family, Path(folder) / family) for family in FAMILIES if options.only in (None, family)]
+        rows += [compare_encoder(other, name, Path(folder) / name) for name in ENCODERS if options.only in (None, name)]
+        if not options.only:
+            rows.append(load_cost(peer, Path(folder) / "large", options.dim, options.layers))
+        record("parity", rows)
     peer.close()
+    other.close()
 
 
 def compare(peer: Process, family: str, folder: Path) -> dict[str, Any]:
@@ -91,14 +111,36 @@ def compare(peer: Process, family: str, folder: Path) -> dict[str, Any]:
         params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=dtype)
         found = jax.jit(lambda params, ids: params.logits(params(ids)))(params, ids)
         errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64) - wanted).max())
-    say(f"  {family}: {errors['float32']:.1e} float32, {errors['bfloat16']:.1e} bfloat16")
+    return result(family, "logit", errors, wanted, theirs, peer)
+
+
+def compare_encoder(peer: Process, name: str, folder: Path) -> dict[str, Any]:
+    """One result: the greatest differences of states in float32 and bfloat16, of texts of several lengths."""
+    random = np.random.default_rng(0)
+    ids, mask = random.integers(1, 64, (4, 48)), (np.arange(48)[None] < np.array([[48], [31], [20], [3]])).astype(np.int32)
+    peer.ask(make=str(folder), config=ENCODERS[name])
+    asked = {"states": ids.tolist(), "mask": mask.tolist()}
+    wanted, theirs = (np.asarray(peer.ask(**asked, dtype=dtype)["states"])[mask > 0] for dtype in ("float32", "bfloat16"))
+    model = encoders.from_config(safetensors_files.read_config(folder))
+    params = model.from_hf(safetensors_files.read(folder))
+    errors = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        chosen = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), params)
+        found = jax.jit(lambda params, ids, mask: params(ids, mask))(chosen, ids, mask)
+        errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64)[mask > 0] - wanted).max())
+    return result(name, "state", errors, wanted, theirs, peer)
+
+
+def result(name: str, of: str, errors: dict[str, float], wanted: np.ndarray, theirs: np.ndarray, peer: Process) -> dict[str, Any]:
+    """What is recorded of our errors, transformers' values in float32 and those in bfloat16."""
+    say(f"  {name}: {errors['float32']:.1e} float32, {errors['bfloat16']:.1e} bfloat16")
     return {
-        "name": f"{family}: greatest error of a logit",
+        "name": f"{name}: greatest error of a {of}",
         "ours": float(f"{errors['float32']:.2g}"),
         "unit": "float32, against transformers",
         "bfloat16": float(f"{errors['bfloat16']:.2g}"),
         "bfloat16 of transformers": float(f"{np.abs(theirs - wanted).max():.2g}"),
-        "greatest logit": round(float(np.abs(wanted).max()), 2),
+        f"greatest {of}": round(float(np.abs(wanted).max()), 2),
         "versions": peer.versions,
     }
 

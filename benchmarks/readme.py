@@ -145,10 +145,12 @@ def parity(results: list[dict[str, Any]]) -> str:
     families = [row for row in results if "bfloat16" in row]
     if not families:
         return ""
-    lines = [f"Greatest difference of a logit from transformers' in float32; random weights of small configurations; {families[0]['device']}; {span(families)}.", ""]
-    lines += ["| family | float32 | bfloat16, ours | bfloat16, theirs | greatest logit |", "|---|---|---|---|---|"]
+    where = f"random weights of small configurations; {families[0]['device']}; {span(families)}"
+    lines = [f"Greatest difference of a logit (of an encoder: of a state) from transformers' in float32; {where}.", ""]
+    lines += ["| family | float32 | bfloat16, ours | bfloat16, theirs | greatest value |", "|---|---|---|---|---|"]
     for row in families:
-        lines.append(f"| {row['name'].partition(':')[0]} | {row['ours']:.1e} | {row['bfloat16']} | {row['bfloat16 of transformers']} | {row['greatest logit']} |")
+        greatest = row.get("greatest logit", row.get("greatest state"))
+        lines.append(f"| {row['name'].partition(':')[0]} | {row['ours']:.1e} | {row['bfloat16']} | {row['bfloat16 of transformers']} | {greatest} |")
     return "\n".join(lines) + "\n"
 
 

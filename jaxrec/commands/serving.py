@@ -117,7 +117,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _embed_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder or hub id of a causal language model, or of a BERT as sentence-transformers publishes them")
+    parser.add_argument("model", help="folder or hub id of a causal language model, or of an encoder (BERT, ModernBERT) of sentence-transformers")
     parser.add_argument("--input", required=True, metavar="FILE", help="texts: .jsonl, an object or string on each line, or .txt")
     parser.add_argument("--output", required=True, metavar="FILE.npy", help="or a folder, which gets a vectors.npy")
     parser.add_argument("--key", default="text", help="of the text in a .jsonl object")
@@ -126,7 +126,7 @@ def _embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=int, help="the first layer that placeholders are written before, from 0")
     parser.add_argument("--exit", type=int, help="the layer from which on they are not")
     parser.add_argument("--output-layer", type=int, metavar="L", help="whose states are pooled; -1 is the last, -2 the last but one")
-    parser.add_argument("--pooling", help="mean or last; of a BERT, mean or cls")
+    parser.add_argument("--pooling", help="mean or last; of an encoder, mean or cls")
     parser.add_argument("--prompt", metavar="TEXT", help="with {text} in it")
     parser.add_argument("--length", type=int, help="most tokens of a row; longer texts are cut, and counted")
     parser.add_argument("--batch", type=int, help="texts at a time")

@@ -187,10 +187,10 @@ def with_histories(data: Any) -> Sequences:
     """`data` itself, where histories are asked for.
 
     Raises:
-      TypeError: it is of another kind.
+      ValueError: it is of another kind.
     """
     if not isinstance(data, Sequences):
-        raise TypeError(f"{type(data).__name__} holds no histories of users; only an experiment on Sequences can be used here")
+        raise ValueError(f"{type(data).__name__} holds no histories of users; only an experiment on Sequences can be used here")
     return data
 
 

@@ -1,7 +1,7 @@
 """ColBERT checkpoints as others publish them: in the layout of ColBERT itself (ColBERTv2, answerai-colbert-small), and in PyLate's.
 
     stanford   artifact.metadata  config.json  tokenizer.json  model.safetensors: bert.*, linear.weight [dim, hidden]
-    pylate     modules.json  config_sentence_transformers.json  config.json  tokenizer.json  model.safetensors: the BERT alone
+    pylate     modules.json  config_sentence_transformers.json  config.json  tokenizer.json  model.safetensors: the encoder alone
                1_Dense/config.json  1_Dense/model.safetensors: linear.weight [dim, hidden]
 
 What is read is written back bit for bit, in either layout. A setting that would make the vectors others than those of `ColBERT` is refused by name.
@@ -29,10 +29,20 @@ if TYPE_CHECKING:
 Layout = Literal["pylate", "stanford"]
 MARKERS: dict[Layout, str] = {"pylate": "modules.json", "stanford": "artifact.metadata"}
 """The file that tells a layout."""
+ARCHITECTURES = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "camembert": "CamembertModel",
+    "modernbert": "ModernBertModel",
+}
+"""What others open, by the `model_type` of a `config.json`."""
 PYLATE, DENSE, TOKENIZER, LINEAR = "config_sentence_transformers.json", "1_Dense", "tokenizer.json", "linear.weight"
 SENTENCES = "sentence_bert_config.json"
 IDENTITY = "torch.nn.modules.linear.Identity"
 PUNCTUATION = tuple(string.punctuation)
+SPECIAL = {"pad": ("[PAD]", "<pad>"), "unk": ("[UNK]", "<unk>"), "cls": ("[CLS]", "<s>"), "sep": ("[SEP]", "</s>"), "mask": ("[MASK]", "<mask>")}
+"""The special tokens, as BERT and ModernBERT call them and as RoBERTa does."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,14 @@ class ColBERTCheckpoint:
     """A trained ColBERT in Hugging Face's tensors.
 
     Attributes:
-      config: BERT's `config.json`.
-      bert: the tensors of the BERT by their names within it; a pooling layer is kept, though nothing uses it.
+      config: the encoder's `config.json`.
+      bert: the tensors of the encoder (BERT, RoBERTa, ModernBERT) by their names within it; a pooling layer is kept, though nothing uses it.
       projection: [dim, hidden].
       tokenizer: the text of its `tokenizer.json`.
       settings: of its texts.
 
     Raises:
-      ValueError: a projection of another width than the BERT, a mark that is no word piece, more word pieces than the BERT has vectors; says which.
+      ValueError: a projection of another width than the encoder, a mark that is no word piece, more word pieces than it has vectors; says which.
     """
 
     config: Mapping[str, Any]
@@ -106,6 +116,20 @@ class ColBERTCheckpoint:
             return Tokenizer.from_str(self.tokenizer)
         except Exception as error:  # the package raises nothing more special
             raise ValueError(f"{TOKENIZER} is no tokenizer ({error}); take the one that was published with the model") from None
+
+    def special(self) -> dict[str, str]:
+        """What the tokenizer calls each of the `SPECIAL` tokens.
+
+        Raises:
+          ValueError: it lacks one; names it.
+        """
+        tokenizer, found = self.open_tokenizer(), {}
+        for kind, names in SPECIAL.items():
+            held = [name for name in names if tokenizer.token_to_id(name) is not None]
+            if not held:
+                raise ValueError(f"the tokenizer lacks {' or '.join(names)}; late interaction needs the special tokens of BERT or RoBERTa")
+            found[kind] = held[0]
+        return found
 
 
 def layout_of(folder: Path) -> Layout:
@@ -155,15 +179,17 @@ def write(folder: Path, checkpoint: ColBERTCheckpoint, layout: Layout = "pylate"
     """Writes a checkpoint, whole or not at all; one of the same layout that is there already is replaced.
 
     Raises:
-      ValueError: the layout is unknown, or cannot say one of the settings.
+      ValueError: the layout is unknown, or cannot hold the encoder or one of the settings.
       FileExistsError: `folder` exists and is something else.
     """
     if layout not in MARKERS:
         raise ValueError(f"layout={layout!r} is not one of {', '.join(MARKERS)}")
+    if (kind := checkpoint.config.get("model_type", "")) not in ARCHITECTURES:
+        raise ValueError(f"config.json says model_type={kind!r}; the encoders known are {', '.join(ARCHITECTURES)}")
     if layout == "stanford":
-        _check_stanford(checkpoint.settings)
+        _check_stanford(checkpoint)
     with replacing(folder, MARKERS[layout], f"a ColBERT checkpoint of layout {layout}") as partial:
-        architecture = {"pylate": "BertModel", "stanford": "HF_ColBERT"}[layout]
+        architecture = "HF_ColBERT" if layout == "stanford" else ARCHITECTURES[kind]
         _write_json(partial / "config.json", {**checkpoint.config, "architectures": [architecture]})
         _write_tokenizer(partial, checkpoint)
         if layout == "stanford":
@@ -203,7 +229,10 @@ def _read_stanford(folder: Path) -> ColBERTCheckpoint:
     return ColBERTCheckpoint(safetensors_files.read_config(folder), bert, projection, existing(folder, TOKENIZER).read_text("utf8"), _settings(given))
 
 
-def _check_stanford(settings: Settings) -> None:
+def _check_stanford(checkpoint: ColBERTCheckpoint) -> None:
+    if (kind := checkpoint.config["model_type"]) != "bert":
+        raise ValueError(f"the layout 'stanford' holds a BERT, and config.json says model_type={kind!r}, which needs layout='pylate'")
+    settings = checkpoint.settings
     if not settings.augment or settings.skipped not in ((), PUNCTUATION):
         raise ValueError(
             f"the layout 'stanford' always augments queries and skips all punctuation or none; augment={settings.augment} with {len(settings.skipped)} skipped "
@@ -233,7 +262,7 @@ def _stanford_metadata(checkpoint: ColBERTCheckpoint) -> dict[str, Any]:
 
 
 def _modules(folder: Path) -> tuple[Path, Path]:
-    """The folders of the BERT and of the projection."""
+    """The folders of the encoder and of the projection."""
     path = folder / MARKERS["pylate"]
     try:
         modules = [(module["type"], folder / module["path"]) for module in json.loads(path.read_text("utf8"))]
@@ -341,12 +370,14 @@ def _write_json(path: Path, value: Any) -> None:
 def _write_tokenizer(folder: Path, checkpoint: ColBERTCheckpoint) -> None:
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer, text = checkpoint.open_tokenizer(), checkpoint.tokenizer
+    tokenizer, text, special = checkpoint.open_tokenizer(), checkpoint.tokenizer, checkpoint.special()
     if tokenizer.post_processor is None:  # others have [CLS] and [SEP] put around a text by it
-        tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")])
+        begin, end = special["cls"], special["sep"]
+        tokenizer.post_processor = TemplateProcessing(f"{begin} $A {end}", special_tokens=[(name, tokenizer.token_to_id(name)) for name in (begin, end)])
         text = tokenizer.to_str(pretty=True)
     (folder / TOKENIZER).write_text(text, encoding="utf8")
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
     length = checkpoint.config.get("max_position_embeddings")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, **{f"{name}_token": token for name, token in special.items()}}
+    if not checkpoint.config.get("type_vocab_size"):
+        settings["model_input_names"] = ["input_ids", "attention_mask"]  # others would give it token types
     _write_json(folder / "tokenizer_config.json", settings)

@@ -22,7 +22,7 @@ from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import FeedForward, Stack, split_key
-from jaxrec.param import abstract, flatten, normal, unflatten
+from jaxrec.param import Tree, abstract, flatten, normal, unflatten
 
 Pooling = Literal["mean", "cls"]
 
@@ -51,6 +51,52 @@ CONFIG = {
     "dropout": "hidden_dropout_prob",
 }
 """The name in a `config.json` of every hyper-parameter."""
+
+
+class BidirectionalEncoder:
+    """The hyper-parameters of a transformer in which every token of a text sees the others: what `BERT` and `ModernBERT` have in common.
+
+    The parameters are called with ids and mask [B, T], and `types` and `key` if wanted, as `PostNormEncoder` says, and give states [B, T, dim]. A field of
+    this type takes each of them (`jaxrec.nn.encoders.from_config` reads those of a published model).
+    """
+
+    vocabulary: int
+    dim: int
+    dropout: float
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BidirectionalEncoder:
+        """The hyper-parameters in a Hugging Face `config.json`; raises ValueError for what is not here, and names it."""
+        raise NotImplementedError
+
+    def to_config(self) -> dict[str, Any]:
+        """The `config.json` of these hyper-parameters, the inverse of `from_config`."""
+        raise NotImplementedError
+
+    def spec(self) -> Tree:
+        """The parameters."""
+        raise NotImplementedError
+
+    def from_hf(self, arrays: Mapping[str, np.ndarray]) -> Tree:
+        """float32 parameters from Hugging Face's tensors of the model alone, or of one that holds it under some prefix.
+
+        Raises:
+          ValueError: a tensor is missing, unknown, or of another shape than the hyper-parameters ask for; names it and both shapes.
+        """
+        raise NotImplementedError
+
+    def to_hf(self, params: Tree) -> Mapping[str, jax.Array | np.ndarray]:
+        """Hugging Face's tensors of the model without a head, the inverse of `from_hf`."""
+        raise NotImplementedError
+
+    def encode(self, params: Tree, ids: jax.Array, mask: jax.Array, pooling: Pooling = "mean", key: jax.Array | None = None) -> jax.Array:
+        """One vector per text, [B, D]. ids, mask [B, T] as in `PostNormEncoder`."""
+        return pool(params(ids, mask, key=key), mask, pooling)
 
 
 @struct.dataclass
@@ -102,7 +148,7 @@ class PostNormEncoder:
 
 
 @dataclass(frozen=True)
-class BERT:
+class BERT(BidirectionalEncoder):
     """The hyper-parameters of a BERT; the defaults are those of the base model.
 
     Attributes:
@@ -137,7 +183,6 @@ class BERT:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text."""
         return self.length - self.first
 
     @classmethod
@@ -159,7 +204,6 @@ class BERT:
         return cls(**{field: config[name] for field, name in CONFIG.items()}, first=first)
 
     def to_config(self) -> dict[str, Any]:
-        """The `config.json` of these hyper-parameters, the inverse of `from_config`."""
         named = {name: getattr(self, field) for field, name in CONFIG.items()}
         kind = {"model_type": ROBERTA[0], "pad_token_id": self.first - 1} if self.first else {"model_type": "bert"}
         return {**kind, **named, "attention_probs_dropout_prob": 0.0, "position_embedding_type": "absolute"}
@@ -186,16 +230,7 @@ class BERT:
             **tables, norm=self._norm(), stack=Stack.spec(block, self.layers), length=self.length - self.first, first=self.first, rate=self.dropout
         )
 
-    def encode(self, params: PostNormEncoder, ids: jax.Array, mask: jax.Array, pooling: Pooling = "mean", key: jax.Array | None = None) -> jax.Array:
-        """One vector per text, [B, D]. ids, mask [B, T] as in `PostNormEncoder`."""
-        return pool(params(ids, mask, key=key), mask, pooling)
-
     def from_hf(self, arrays: Mapping[str, np.ndarray]) -> PostNormEncoder:
-        """float32 parameters from the tensors of a Hugging Face `BertModel`, or of a model that holds one under some prefix.
-
-        Raises:
-          ValueError: a tensor is missing, unknown, or of another shape than the hyper-parameters ask for; names it and both shapes.
-        """
         found = _own(arrays)
         wanted = jax.eval_shape(self.to_hf, abstract(self.spec()))
         if missing := sorted(wanted.keys() - found.keys()):
@@ -217,7 +252,6 @@ class BERT:
         return unflatten(spec, leaves)
 
     def to_hf(self, params: PostNormEncoder) -> dict[str, jax.Array]:
-        """The tensors of a Hugging Face `BertModel` without its pooling layer. The inverse of `from_hf`."""
         leaves = flatten(params)
         tensors = {"embeddings.LayerNorm.weight": leaves["norm.scale"], "embeddings.LayerNorm.bias": leaves["norm.bias"]}
         for part, (name, rows) in self._tables().items():
@@ -229,7 +263,7 @@ class BERT:
         return tensors
 
     def _norm(self) -> LayerNorm:
-        return LayerNorm.spec(self.dim).replace(epsilon=self.epsilon)  # type: ignore[attr-defined]
+        return LayerNorm.spec(self.dim, epsilon=self.epsilon)
 
     def _tables(self) -> dict[str, tuple[str, int]]:
         """Our table -> (Hugging Face's tensor, its rows)."""
@@ -263,19 +297,28 @@ def _layer_leaves() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"{part}.bias", tuple(f"{name}.bias" for name in names)
 
 
-def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of the one BERT in a checkpoint, by their names within it.
+def held_model(arrays: Mapping[str, np.ndarray], words: str, model: str) -> dict[str, np.ndarray]:
+    """The tensors of the one model in a checkpoint, by their names within it; where it has a head they lie under a prefix (`bert.`).
 
-    A model with a head holds BERT under a prefix (`bert.`); the first releases call scale and bias of a norm gamma and beta; the pooling
-    layer and the list of positions are not ours.
+    Args:
+      arrays: of the checkpoint.
+      words: the name within the model of its table of word pieces, which tells the prefix.
+      model: what to call it in the error.
+
+    Raises:
+      ValueError: there is none, or more than one.
     """
-    words = "embeddings.word_embeddings.weight"
     prefixes = [name.removesuffix(words) for name in arrays if name.endswith(words)]
     if len(prefixes) != 1:
-        raise ValueError(f"{len(prefixes)} tensors end in {words}, and one BERT has one; the names begin {', '.join(sorted(arrays)[:3]) or 'nowhere'}")
-    own = {}
-    for name, array in arrays.items():
-        short = name.removeprefix(prefixes[0]).replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
-        if name.startswith(prefixes[0]) and not short.startswith(("pooler.", "embeddings.position_ids")):
-            own[short] = array
-    return own
+        raise ValueError(f"{len(prefixes)} tensors end in {words}, and one {model} has one; the names begin {', '.join(sorted(arrays)[:3]) or 'nowhere'}")
+    return {name.removeprefix(prefixes[0]): array for name, array in arrays.items() if name.startswith(prefixes[0])}
+
+
+def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """BERT's tensors; the first releases call scale and bias of a norm gamma and beta; the pooling layer and the list of positions are not ours."""
+    held = held_model(arrays, "embeddings.word_embeddings.weight", "BERT")
+    return {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): array
+        for name, array in held.items()
+        if not name.startswith(("pooler.", "embeddings.position_ids"))
+    }

@@ -15,17 +15,18 @@ class LayerNorm:
     """y = (x - mean) / sqrt(variance + epsilon) * scale + bias (Ba et al. 2016, arXiv 1607.06450)."""
 
     scale: jax.Array  # [D]
-    bias: jax.Array  # [D]
+    bias: jax.Array | None  # [D]
     epsilon: float = struct.field(pytree_node=False, default=1e-6)
 
     @classmethod
-    def spec(cls, width: int) -> LayerNorm:
-        return cls(scale=Param((width,), ("embed",), ones), bias=Param((width,), ("embed",), zeros))  # type: ignore[arg-type]
+    def spec(cls, width: int, *, epsilon: float = 1e-6, bias: bool = True) -> LayerNorm:
+        return cls(Param((width,), ("embed",), ones), Param((width,), ("embed",), zeros) if bias else None, epsilon)  # type: ignore[arg-type]
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
         y = standardise(x, self.epsilon)
-        return (y * along_last(self.scale, y) + along_last(self.bias, y)).astype(x.dtype)
+        y = y * along_last(self.scale, y)
+        return (y if self.bias is None else y + along_last(self.bias, y)).astype(x.dtype)
 
 
 @struct.dataclass

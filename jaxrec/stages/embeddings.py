@@ -19,8 +19,10 @@ from jaxrec.data.features import Column, RandomVectors
 from jaxrec.data.interactions import Interactions
 from jaxrec.data.source import Source
 from jaxrec.interop import safetensors_files
-from jaxrec.nn.bert import BERT, Pooling, PostNormEncoder
+from jaxrec.nn import encoders
+from jaxrec.nn.bert import BidirectionalEncoder, Pooling
 from jaxrec.ops.padding import padded_length
+from jaxrec.param import Tree
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 
@@ -81,7 +83,7 @@ class TfidfSvd(TextEncoder):
 
 @dataclass(frozen=True)
 class BertEncoder(TextEncoder):
-    """A pretrained BERT (sentence-transformers, BGE, E5, GTE ...) in Hugging Face's format, run in JAX in float32.
+    """A pretrained BERT, RoBERTa or ModernBERT (sentence-transformers, BGE, E5, GTE ...) in Hugging Face's format, run in JAX in float32.
 
     Attributes:
       model: folder or hub id. Its files' content counts in the fingerprint, not where they lie.
@@ -114,7 +116,7 @@ class BertEncoder(TextEncoder):
         folder = safetensors_files.locate(self.model)
         config, arrays = safetensors_files.read_config(folder), safetensors_files.read(folder)
         try:
-            bert = BERT.from_config(config)
+            bert = encoders.from_config(config)
             params = jax.device_put(bert.from_hf(arrays))
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
@@ -135,7 +137,7 @@ class BertEncoder(TextEncoder):
                 say(f"  {done:,} of {len(texts):,} texts, {done / (now - began):,.0f} a second")
         return unit(vectors) if self.normalize else vectors
 
-    def _tokens(self, folder: Path, bert: BERT, texts: Sequence[str]) -> list[list[int]]:
+    def _tokens(self, folder: Path, bert: BidirectionalEncoder, texts: Sequence[str]) -> list[list[int]]:
         """The word pieces of each text, its first and last token included."""
         if self.length > bert.longest:
             raise ValueError(f"length={self.length} is more than the {bert.longest} positions of {self.model}; ask for length <= {bert.longest}")
@@ -150,7 +152,7 @@ class BertEncoder(TextEncoder):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _encode(bert: BERT, params: PostNormEncoder, ids: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
+def _encode(bert: BidirectionalEncoder, params: Tree, ids: jax.Array, mask: jax.Array, pooling: Pooling) -> jax.Array:
     with jax.default_matmul_precision("highest"):  # accelerators would round float32 products to tf32 or bfloat16
         return bert.encode(params, jnp.asarray(ids), jnp.asarray(mask), pooling)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrec.artifact import Artifact, checksum
 from jaxrec.data.tokenizers import Tokenizer, open_tokenizer
 from jaxrec.interop import safetensors_files
-from jaxrec.nn.bert import BERT
+from jaxrec.nn import encoders
 from jaxrec.param import flatten
 
 
@@ -39,7 +39,7 @@ class PretrainedTokenizer(Tokenizer):
 
 @dataclass(frozen=True)
 class PretrainedBert(Artifact):
-    """The weights of a BERT, to start from: `init_from={"bert": PretrainedBert("sentence-transformers/all-MiniLM-L6-v2")}`.
+    """The weights of a BERT, RoBERTa or ModernBERT, to start from: `init_from={"bert": PretrainedBert("sentence-transformers/all-MiniLM-L6-v2")}`.
 
     Attributes:
       model: folder or hub id; its files' content counts in the fingerprint.
@@ -54,7 +54,7 @@ class PretrainedBert(Artifact):
     def build(self, folder: Path) -> None:
         source = safetensors_files.locate(self.model)
         try:
-            leaves = flatten(BERT.from_config(safetensors_files.read_config(source)).from_hf(safetensors_files.read(source)))
+            leaves = flatten(encoders.from_config(safetensors_files.read_config(source)).from_hf(safetensors_files.read(source)))
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
         np.savez(folder / "params.npz", allow_pickle=False, **{name: np.asarray(leaf) for name, leaf in leaves.items()})

@@ -12,9 +12,9 @@ import numpy as np
 from jaxrec.artifact import Artifact, checksum
 from jaxrec.data.tokenizers import MARKS, Tokenizer, open_tokenizer
 from jaxrec.interop import colbert_files, safetensors_files
-from jaxrec.interop.colbert_files import PUNCTUATION, ColBERTCheckpoint, Settings
+from jaxrec.interop.colbert_files import PUNCTUATION, SPECIAL, ColBERTCheckpoint, Settings
 from jaxrec.methods.late_interaction.colbert import ColBERT, TokenEncoder
-from jaxrec.nn.bert import BERT
+from jaxrec.nn import encoders
 from jaxrec.param import flatten
 
 if TYPE_CHECKING:
@@ -50,9 +50,10 @@ class PretrainedColBERT(Artifact):
 
 @dataclass(frozen=True)
 class ColBERTTokenizer(Tokenizer):
-    """The tokenizer of a ColBERT checkpoint, in which the marks of queries and documents have the names that `tokenize` looks for.
+    """The tokenizer of a ColBERT checkpoint, in which the marks of queries and documents and the special tokens have the names that `tokenize` looks for.
 
-    PyLate trains marks of its own, "[Q] " and "[D] ". The vectors of [unused0] and [unused1] in such a model were never trained.
+    PyLate trains marks of its own, "[Q] " and "[D] ". The vectors of [unused0] and [unused1] in such a model were never trained. RoBERTa's special tokens
+    are those of BERT by other names.
 
     Attributes:
       model: folder or hub id; its files' content counts in the fingerprint.
@@ -65,7 +66,7 @@ class ColBERTTokenizer(Tokenizer):
 
     def build(self, folder: Path) -> None:
         checkpoint = colbert_files.read(safetensors_files.locate(self.model))
-        (folder / "tokenizer.json").write_text(with_our_marks(checkpoint), encoding="utf8")
+        (folder / "tokenizer.json").write_text(with_our_names(checkpoint), encoding="utf8")
         open_tokenizer(folder / "tokenizer.json")
 
 
@@ -75,7 +76,7 @@ def parameters(checkpoint: ColBERTCheckpoint) -> dict[str, np.ndarray]:
     Raises:
       ValueError: config and tensors disagree; names the tensor and both shapes.
     """
-    bert = flatten(BERT.from_config(checkpoint.config).from_hf(checkpoint.bert))
+    bert = flatten(encoders.from_config(checkpoint.config).from_hf(checkpoint.bert))
     kernel = np.ascontiguousarray(checkpoint.projection.T, np.float32)  # [hidden, dim]
     return {**{f"bert.{name}": np.asarray(leaf) for name, leaf in bert.items()}, "projection.kernel": kernel}
 
@@ -86,17 +87,14 @@ def method(checkpoint: ColBERTCheckpoint) -> ColBERT:
     Raises:
       ValueError: the tokenizer lacks a special token; names it.
     """
-    tokenizer, settings = checkpoint.open_tokenizer(), checkpoint.settings
-    pad, unknown, mask = (tokenizer.token_to_id(token) for token in ("[PAD]", "[UNK]", "[MASK]"))
-    if pad is None or unknown is None or mask is None:
-        raise ValueError("the tokenizer lacks [PAD], [UNK] or [MASK]; late interaction needs the special tokens of BERT")
-    found = (tokenizer.token_to_id(token) for token in settings.skipped)
-    pieces = {unknown if piece is None else piece for piece in found}  # ColBERT and PyLate leave [UNK] out for a mark that is no piece
+    vocabulary, special, settings = checkpoint.open_tokenizer().get_vocab(), checkpoint.special(), checkpoint.settings
+    unknown = vocabulary[special["unk"]]
+    pieces = {vocabulary.get(token, unknown) for token in settings.skipped}  # ColBERT and PyLate leave [UNK] out for a mark that is no piece
     return ColBERT(
-        encoder=BERT.from_config(checkpoint.config),
+        encoder=encoders.from_config(checkpoint.config),
         dim=checkpoint.dim,
-        pad=pad,
-        mask_token=mask,
+        pad=vocabulary[special["pad"]],
+        mask_token=vocabulary[special["mask"]],
         punctuation=tuple(sorted(pieces)),
         augment=settings.augment,
         skip_punctuation=bool(pieces),
@@ -125,8 +123,10 @@ def checkpoint_of(method: ColBERT, params: TokenEncoder, tokenizer: HfTokenizer,
     )
 
 
-def with_our_marks(checkpoint: ColBERTCheckpoint) -> str:
-    """The text of a checkpoint's `tokenizer.json` with its marks renamed to `MARKS`; word pieces that have these names get the names set free.
+def with_our_names(checkpoint: ColBERTCheckpoint) -> str:
+    """The text of a checkpoint's `tokenizer.json` with its marks renamed to `MARKS`, and its special tokens to BERT's.
+
+    Word pieces that have the names of marks get the names set free.
 
     Raises:
       ValueError: queries and documents have the same mark.
@@ -134,11 +134,18 @@ def with_our_marks(checkpoint: ColBERTCheckpoint) -> str:
     theirs, ours = (checkpoint.settings.query_mark, checkpoint.settings.document_mark), tuple(MARKS.values())
     if theirs[0] == theirs[1]:
         raise ValueError(f"queries and documents have the same mark {theirs[0]!r}, and late interaction here tells them apart; choose another model")
-    if theirs == ours:
-        return checkpoint.tokenizer
     renamed = dict(zip((*theirs, *sorted({*ours} - {*theirs})), (*ours, *sorted({*theirs} - {*ours})), strict=True))
+    renamed |= {name: SPECIAL[kind][0] for kind, name in checkpoint.special().items()}
+    if all(name == new for name, new in renamed.items()):
+        return checkpoint.tokenizer
     text = json.loads(checkpoint.tokenizer)
-    text["model"]["vocab"] = {renamed.get(piece, piece): number for piece, number in text["model"]["vocab"].items()}
+    model = text["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {renamed.get(piece, piece): number for piece, number in model["vocab"].items()}
+    else:  # of a unigram model, pieces and their scores
+        model["vocab"] = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
+    if unknown := model.get("unk_token"):
+        model["unk_token"] = renamed.get(unknown, unknown)
     for added in text.get("added_tokens", []):
         added["content"] = renamed.get(added["content"], added["content"])
     return json.dumps(text, ensure_ascii=False)

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrec.artifact import checksum, locked, say, write_atomically
 from jaxrec.interop import safetensors_files
+from jaxrec.nn.encoders import ENCODERS
 from jaxrec.nn.token_prepending import TokenPrepending
 from jaxrec.stages.embeddings import SAY_EVERY, BertEncoder, TextEncoder
 from jaxrec.stages.language_model_embeddings import LanguageModelEncoder
@@ -36,7 +37,7 @@ def open_encoder(model: str, **options: Any) -> TextEncoder:
     """The encoder that a model's `config.json` asks for, with those options that are not None.
 
     Args:
-      model: folder or hub id: a BERT, as sentence-transformers publishes them, or a causal language model.
+      model: folder or hub id: an encoder (BERT, RoBERTa, ModernBERT), as sentence-transformers publishes them, or a causal language model.
       options: fields of `BertEncoder`, or of `LanguageModelEncoder` and its `TokenPrepending`; blocks may be "sentence", or a number as text.
 
     Raises:
@@ -45,9 +46,9 @@ def open_encoder(model: str, **options: Any) -> TextEncoder:
     given = {name: value for name, value in options.items() if value is not None}
     if "blocks" in given:
         given["blocks"] = _block_size(given["blocks"])
-    if safetensors_files.read_config(safetensors_files.locate(model)).get("model_type") == "bert":
+    if safetensors_files.read_config(safetensors_files.locate(model)).get("model_type") in ENCODERS:
         if others := sorted(given.keys() - BERT_OPTIONS):
-            raise ValueError(f"{model} is a BERT, which reads in both directions, and {', '.join(others)} is of causal language models; leave it out")
+            raise ValueError(f"{model} is an encoder, which reads in both directions, and {', '.join(others)} is of causal language models; leave it out")
         return BertEncoder(model, **given)
     held = {field.name for field in dataclasses.fields(TokenPrepending)}
     prepending = TokenPrepending(**{name: value for name, value in given.items() if name in held})

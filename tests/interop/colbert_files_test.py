@@ -9,17 +9,21 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from jaxrec.data.tokenizers import MARKS, SPECIAL, tokenize
 from jaxrec.interop.colbert_files import PUNCTUATION, ColBERTCheckpoint, Settings, layout_of, read, write
 from jaxrec.methods.late_interaction.colbert import ColBERT
 from jaxrec.nn.bert import BERT
+from jaxrec.nn.modernbert import ModernBERT
 from jaxrec.param import create, flatten, unflatten
-from jaxrec.stages.pretrained_colbert import ColBERTTokenizer, PretrainedColBERT, checkpoint_of, method, parameters, with_our_marks
+from jaxrec.sharding import Layout
+from jaxrec.stages.pretrained_colbert import ColBERTTokenizer, PretrainedColBERT, checkpoint_of, method, parameters, with_our_names
 from jaxrec.train.checkpoint import start_from
+from jaxrec.train.step import make_runner
 
 PIECES = [*SPECIAL, *MARKS.values(), *string.punctuation, "one", "two", "##s"]
 ENCODER = BERT(vocabulary=len(PIECES), length=16, dim=8, layers=1, heads=2, hidden=12)
@@ -166,10 +170,78 @@ def test_marks_of_pylate_take_the_names_that_ours_have(tmp_path, checkpoint):
         assert ids[0].tolist() == [2, tokenizer.token_to_id(mark), *tokenizer.encode("ones, two").ids, 3, 0]
     assert renamed.get_vocab_size() == len(PIECES) + 2 and renamed.token_to_id("[Q] ") is not None
     crossed = replace(checkpoint, settings=replace(checkpoint.settings, query_mark="[unused1]", document_mark="one"))
-    swapped = Tokenizer.from_str(with_our_marks(crossed))
+    swapped = Tokenizer.from_str(with_our_names(crossed))
     assert [swapped.token_to_id(mark) for mark in MARKS.values()] == [PIECES.index("[unused1]"), PIECES.index("one")]
     with pytest.raises(ValueError, match=r"queries and documents have the same mark 'one'"):
-        with_our_marks(replace(checkpoint, settings=replace(checkpoint.settings, query_mark="one", document_mark="one")))
+        with_our_names(replace(checkpoint, settings=replace(checkpoint.settings, query_mark="one", document_mark="one")))
+
+
+def test_a_modernbert_is_trained_a_step_and_goes_there_and_back(tmp_path):
+    """With its kind of tokenizer: pieces of bytes, to which the special tokens and PyLate's marks were added later."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([*SPECIAL, *MARKS.values()])
+    tokenizer.add_tokens(["[Q] ", "[D] "])
+    pad, unknown, start, end, mask = (tokenizer.token_to_id(token) for token in SPECIAL)
+    encoder = ModernBERT(vocabulary=tokenizer.get_vocab_size(), length=16, dim=8, layers=2, heads=2, hidden=12, window=4)
+    colbert = ColBERT(encoder=encoder, dim=6, pad=pad, mask_token=mask, punctuation=tuple(sorted(map(tokenizer.token_to_id, PUNCTUATION))))
+
+    texts = {"query": ["a?", "bc"], "document": ["A, b.", "cbabc"]}
+    batch = {kind: tokenize(tokenizer, some, 12, kind)[0] for kind, some in texts.items()}
+    batch |= {"query_row": np.arange(2), "document_row": np.arange(2), "mask": np.ones(2, np.float32)}
+    runner = make_runner(colbert, optax.sgd(0.5), Layout(mesh=(("data", 1),)), devices=jax.devices()[:1])
+    before = jax.device_get(flatten(runner.read(first := runner.start()).params))
+    state, metrics = runner.run(first, [batch])
+    params = runner.read(state).params
+    assert np.isfinite(metrics["loss"]).all()
+    for name, leaf in flatten(params).items():
+        assert np.any(leaf != before[name]), name
+
+    checkpoint = checkpoint_of(colbert, params, tokenizer, query_length=10, document_length=12)
+    marks = replace(checkpoint.settings, query_mark="[Q] ", document_mark="[D] ")  # as PyLate's models have them
+    write(tmp_path / "a", replace(checkpoint, settings=marks))
+    found = read(tmp_path / "a")
+    same(found, replace(checkpoint, settings=marks))
+    assert method(found) == colbert
+    rows = encoder.vocabulary  # behind those of the pieces lie rows that no checkpoint holds
+    for name, leaf in parameters(found).items():
+        np.testing.assert_array_equal(leaf[:rows], flatten(params)[name][:rows])
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["architectures"] == ["ModernBertModel"]
+    assert json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())["model_input_names"] == ["input_ids", "attention_mask"]
+    renamed = ColBERTTokenizer(str(tmp_path / "a")).get()
+    ids, _ = tokenize(renamed, ["ba"], 6, "query")
+    assert ids[0].tolist() == [start, tokenizer.token_to_id("[Q] "), letters.index("b"), letters.index("a"), end, pad] and unknown not in ids
+    with pytest.raises(ValueError, match="the layout 'stanford' holds a BERT, and config.json says model_type='modernbert', which needs layout='pylate'"):
+        write(tmp_path / "s", checkpoint, "stanford")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_the_special_tokens_of_roberta_take_the_names_of_bert(tmp_path, kind):
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "[Q] ", "[D] ", *string.punctuation, "a", "b", "<mask>"]
+    by_number = {piece: number for number, piece in enumerate(pieces)}
+    bpe, unigram = models.BPE(by_number, [], unk_token="<unk>"), models.Unigram([(piece, 0.0) for piece in pieces], 3, False)
+    tokenizer = Tokenizer(bpe if kind == "bpe" else unigram)
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>", "[Q] ", "[D] "])
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    encoder = BERT(vocabulary=len(pieces), length=18, first=2, dim=8, layers=1, heads=2, hidden=12)
+    bert = {name: np.ones(leaf.shape, np.float32) for name, leaf in jax.eval_shape(lambda: encoder.to_hf(create(encoder.spec(), jax.random.key(0)))).items()}
+    settings = Settings(10, 14, "[Q] ", "[D] ")
+    write(tmp_path / "a", ColBERTCheckpoint(encoder.to_config(), bert, np.ones((6, 8), np.float32), tokenizer.to_str(), settings))
+    found = read(tmp_path / "a")
+    assert method(found) == ColBERT(encoder=encoder, dim=6, pad=1, mask_token=len(pieces) - 1, punctuation=tuple(range(6, 38)))
+    written = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    assert (written["cls_token"], written["pad_token"], written["mask_token"]) == ("<s>", "<pad>", "<mask>")
+    renamed = ColBERTTokenizer(str(tmp_path / "a")).get()
+    ids, _ = tokenize(renamed, ["ba?c"], 8, "document")
+    assert ids[0].tolist() == [0, 5, by_number["b"], by_number["a"], by_number["?"], 3, 2, 1]
+    assert renamed.encode("ba").ids == [0, by_number["b"], by_number["a"], 2]
+
+
+def test_a_special_token_that_is_not_there_is_named(checkpoint):
+    few = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(PIECES) if piece != "[MASK]"}, unk_token="[UNK]"))
+    with pytest.raises(ValueError, match=r"the tokenizer lacks \[MASK\] or <mask>; late interaction needs the special tokens of BERT or RoBERTa"):
+        method(replace(checkpoint, tokenizer=few.to_str()))
 
 
 def test_a_mark_of_punctuation_that_is_no_piece_leaves_unknown_pieces_out(checkpoint):
@@ -228,10 +300,12 @@ def test_tensors_that_do_not_fit_are_named(tmp_path, checkpoint):
     save_file({"weight": np.zeros((6, 8), np.float32)}, tmp_path / "p" / "1_Dense" / "model.safetensors")
     with pytest.raises(ValueError, match="1_Dense/model.safetensors has no tensor linear.weight.*begin weight"):
         read(tmp_path / "p")
-    change(tmp_path / "s" / "config.json", model_type="modernbert")
+    change(tmp_path / "s" / "config.json", model_type="electra")
     change_tensors(weights, **{"linear.weight": np.zeros((6, 8), np.float32)})
-    with pytest.raises(ValueError, match="model_type='modernbert', and this is BERT"):
+    with pytest.raises(ValueError, match="model_type='electra'; the encoders known are bert, roberta"):
         method(read(tmp_path / "s"))
+    with pytest.raises(ValueError, match="model_type='electra'; the encoders known are bert, roberta"):
+        write(tmp_path / "p", read(tmp_path / "s"))
 
 
 def test_what_is_no_colbert_is_told(tmp_path, checkpoint):

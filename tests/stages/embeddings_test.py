@@ -25,8 +25,10 @@ from jaxrec.experiment import Experiment
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.bert import BERT, pool
 from jaxrec.nn.features import Feature
-from jaxrec.param import create
+from jaxrec.nn.modernbert import ModernBERT
+from jaxrec.param import create, flatten
 from jaxrec.stages.embeddings import BertEncoder, EmbeddingFile, TextEmbeddings, TextEncoder, TfidfSvd, item_texts, padded_length, unit
+from jaxrec.stages.pretrained import PretrainedBert
 
 ITEMS = ["p1", "p2", "p3", "p4"]
 FIELDS = {
@@ -181,10 +183,14 @@ def params():
 
 @pytest.fixture
 def model(tmp_path, params):
+    return published(tmp_path / "model", CONFIG, TINY.to_hf(params))
+
+
+def published(folder, config, tensors):
     """A folder as Hugging Face publishes one, with random weights and a tokenizer of whole words."""
-    (folder := tmp_path / "model").mkdir()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in TINY.to_hf(params).items()}, folder / "model.safetensors")
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / "model.safetensors")
     words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -206,6 +212,22 @@ def test_bert_encoder_gives_each_text_what_it_gives_it_alone(model, params):
         np.testing.assert_allclose(vector, unit(np.asarray(states(*row)))[0], rtol=0, atol=1e-5)
     assert np.abs(got[:20] - got[:1]).max() > 0.1  # texts are told apart
     np.testing.assert_allclose(BertEncoder(str(model), length=16, batch=3).encode(texts[::-1])[::-1], got, rtol=0, atol=1e-5)
+
+
+def test_a_modernbert_is_opened_by_its_config(tmp_path):
+    encoder = ModernBERT(vocabulary=len(WORDS) + 4, length=16, dim=8, layers=2, heads=2, hidden=12, window=2)
+    params = jax.tree.map(lambda leaf: 5 * leaf, create(encoder.spec(), jax.random.key(0)))
+    model = published(tmp_path / "model", encoder.to_config(), encoder.to_hf(params))
+    texts = sentences(3)
+    ids = np.zeros((3, 16), np.int32)
+    for row, text in zip(ids, texts, strict=True):
+        words = [2, *(4 + WORDS.index(word) for word in text.split()[:14]), 3]
+        row[: len(words)] = words
+    wanted = jax.jit(lambda ids: params(ids, ids > 0)[:, 0])(ids)
+    np.testing.assert_allclose(BertEncoder(str(model), length=16, pooling="cls").encode(texts), unit(np.asarray(wanted)), rtol=0, atol=1e-5)
+    held = PretrainedBert(str(model)).get()
+    for name, leaf in flatten(params).items():
+        np.testing.assert_array_equal(held[name][: encoder.vocabulary], leaf[: encoder.vocabulary])
 
 
 def test_bert_encoder_options(model):

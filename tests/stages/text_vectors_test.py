@@ -208,7 +208,7 @@ def test_the_model_decides_which_encoder_reads_it(folder, tmp_path):
             open_encoder(str(folder), blocks=wrong)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert open_encoder(str(tmp_path), pooling="cls", plan=None) == BertEncoder(str(tmp_path), pooling="cls")
-    with pytest.raises(ValueError, match="is a BERT, which reads in both directions, and blocks, plan is of causal language models; leave it out"):
+    with pytest.raises(ValueError, match="is an encoder, which reads in both directions, and blocks, plan is of causal language models; leave it out"):
         open_encoder(str(tmp_path), plan="htp", blocks=3)
 
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.method import FROM_DATA, Array, Batch, Encoder, Loss, Method, Vectors
-from jaxrec.nn.bert import BERT, PostNormEncoder
+from jaxrec.nn.bert import BERT, BidirectionalEncoder, PostNormEncoder
 from jaxrec.nn.linear import Linear
+from jaxrec.nn.modernbert import PreNormEncoder
 from jaxrec.nn.norm import unit
 from jaxrec.nn.transformer import split_key
 from jaxrec.param import Tree, normal
@@ -30,7 +31,7 @@ from kernels.maxsim import maxsim
 class TokenEncoder:
     """unit(W BERT(ids)): a vector of length 1 for every token."""
 
-    bert: PostNormEncoder
+    bert: PostNormEncoder | PreNormEncoder
     projection: Linear
 
     def __call__(self, ids: Array, attended: Array, key: Array | None = None) -> Array:
@@ -43,7 +44,7 @@ class ColBERT(Method, Encoder):
     """ColBERT and ColBERTv2; which of them is a question of the data (hard negatives, a teacher's scores).
 
     Attributes:
-      encoder: the BERT beneath.
+      encoder: the `BERT` or `ModernBERT` beneath.
       dim: width D of a token's vector.
       pad, mask_token, punctuation: word pieces of the tokenizer.
       augment: fill queries up with [MASK].
@@ -54,7 +55,7 @@ class ColBERT(Method, Encoder):
         2101.06983): a batch larger than memory, with the same gradient. 0 = all at once.
     """
 
-    encoder: BERT = field(default_factory=BERT)
+    encoder: BidirectionalEncoder = field(default_factory=BERT)
     dim: int = 128
     pad: int = FROM_DATA
     mask_token: int = FROM_DATA

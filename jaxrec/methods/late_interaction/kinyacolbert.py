@@ -13,7 +13,7 @@ zeros; words to be left out are listed by their stems (`punctuation`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -83,6 +83,7 @@ class KinyaColBERT(ColBERT):
       continues: word pieces that continue a word: affixes, or "##" pieces.
     """
 
+    encoder: BERT = field(default_factory=BERT)  # whose position table tier 2 uses
     morphology: BERT = MORPHOLOGY
     continues: tuple[int, ...] = (FROM_DATA,)
     augment: bool = False

@@ -1,0 +1,23 @@
+"""The encoder that a published model's `config.json` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrec.nn.bert import BERT, ROBERTA, BidirectionalEncoder
+from jaxrec.nn.modernbert import ModernBERT
+
+ENCODERS: Mapping[str, type[BidirectionalEncoder]] = dict.fromkeys(("bert", *ROBERTA), BERT) | {"modernbert": ModernBERT}
+"""By the `model_type` in a `config.json`."""
+
+
+def from_config(config: Mapping[str, Any]) -> BidirectionalEncoder:
+    """The hyper-parameters in a Hugging Face `config.json`; `from_hf` of what it gives reads the tensors beside it.
+
+    Raises:
+      ValueError: it is of another architecture, lacks an entry, or asks for what is not here; names it.
+    """
+    if (kind := config.get("model_type", "")) not in ENCODERS:
+        raise ValueError(f"config.json says model_type={kind!r}; the encoders known are {', '.join(ENCODERS)}")
+    return ENCODERS[kind].from_config(config)
