@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrec.param import Tree
+from jaxrec.param import Param, Tree
 
 Array = jax.Array
 Batch = Mapping[str, Any]
@@ -194,6 +194,10 @@ def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
-def cast(params: Tree, dtype: Any) -> Tree:
-    """Floating-point leaves in `dtype`, the rest as they are."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)
+def cast(spec: Tree, params: Tree, dtype: Any) -> Tree:
+    """Floating-point leaves in `dtype`, but for those whose `Param` says `exact`; the rest as they are."""
+
+    def one(param: Param, leaf: Array) -> Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) and not param.exact else leaf
+
+    return jax.tree.map(one, spec, params, is_leaf=lambda leaf: isinstance(leaf, Param))

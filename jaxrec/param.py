@@ -38,6 +38,7 @@ class Param:
       init: `(key, shape, dtype) -> array`.
       dtype: of the stored array.
       trainable: whether an optimiser may change it.
+      exact: whether mixed precision leaves it as it is stored, since what is computed from it would not bear rounding.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +46,7 @@ class Param:
     init: Initializer
     dtype: DTypeLike = jnp.float32
     trainable: bool = True
+    exact: bool = False
 
     def __post_init__(self):
         if len(self.axes) != len(self.shape):
@@ -140,6 +142,11 @@ def stack(spec: Tree, repeats: int) -> Tree:
 def freeze(spec: Tree) -> Tree:
     """The same spec with nothing trainable."""
     return jax.tree.map(lambda param: dataclasses.replace(param, trainable=False), spec, is_leaf=_is_param)
+
+
+def exact(spec: Tree) -> Tree:
+    """The same declarations, which mixed precision leaves as they are stored."""
+    return jax.tree.map(lambda param: dataclasses.replace(param, exact=True), spec, is_leaf=_is_param)
 
 
 def split(spec: Tree, params: Tree) -> tuple[Tree, Tree]:

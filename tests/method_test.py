@@ -10,6 +10,7 @@ import pytest
 
 import jaxrec.method
 from jaxrec.method import FROM_DATA, Loss, bind, cast
+from jaxrec.param import Param, exact, ones
 
 INFO = {"items": 50, "length": 8, "columns": {"colour": {"size": 7, "width": 2}, "price": {"width": 1}}}
 
@@ -58,9 +59,10 @@ def test_what_the_data_does_not_know_is_named():
         bind(System(query=Tower(columns=(Column("weight"),))), INFO)
 
 
-def test_cast_leaves_integers_alone():
-    got = cast({"a": jnp.ones(2), "b": jnp.ones(2, jnp.int32), "c": None}, jnp.bfloat16)
-    assert (got["a"].dtype, got["b"].dtype, got["c"]) == (jnp.bfloat16, jnp.int32, None)
+def test_cast_leaves_integers_and_what_must_be_exact_alone():
+    spec = {"a": Param((2,), (None,), ones), "b": Param((2,), (None,), ones, jnp.int32), "c": None, "d": exact(Param((2,), (None,), ones))}
+    got = cast(spec, {"a": jnp.ones(2), "b": jnp.ones(2, jnp.int32), "c": None, "d": jnp.ones(2)}, jnp.bfloat16)
+    assert (got["a"].dtype, got["b"].dtype, got["c"], got["d"].dtype) == (jnp.bfloat16, jnp.int32, None, jnp.float32)
 
 
 def test_a_missing_capability_says_so():

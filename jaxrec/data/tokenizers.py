@@ -83,13 +83,15 @@ def open_tokenizer(path: Path) -> HfTokenizer:
 
 def tokenizer_info(tokenizer: HfTokenizer) -> dict[str, Any]:
     """What a method may take from a tokenizer: its `vocabulary` size, and the ids of word pieces: `pad`, `mask_token`, `punctuation` (those of one mark
-    each) and `continues` (those that continue a word)."""
+    each), `continues` (those that continue a word) and `added` (those that `tokenize` puts around every text)."""
+    around = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", *MARKS.values()))
     pieces = (tokenizer.token_to_id(mark) for mark in string.punctuation)
     return {
         "vocabulary": tokenizer.get_vocab_size(),
         "pad": tokenizer.token_to_id("[PAD]"),
         "mask_token": tokenizer.token_to_id("[MASK]"),
         "punctuation": tuple(sorted(piece for piece in pieces if piece is not None)),
+        "added": tuple(sorted(piece for piece in around if piece is not None)),
         "continues": tuple(sorted(piece for text, piece in tokenizer.get_vocab().items() if text.startswith("##"))),
     }
 

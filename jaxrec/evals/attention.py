@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxrec.nn.attention import hide, packed, scores
 from jaxrec.nn.language_model import Decoder
+from jaxrec.nn.weights import HIDDEN
 
 SINK = 0.3
 """Mean share of a row's absolute weight on the first token from which a head counts as a sink (Gu et al. 2024, arXiv 2410.10781)."""
@@ -27,8 +28,9 @@ def attention_shares(params: Decoder, ids: jax.Array) -> dict[str, jax.Array]:
     for layer in params.unstacked().rest:
         attention = layer.attention
         q, k, _ = attention.project(layer.attention_norm(x))
-        weights = jnp.abs(attention.weights(scores(q, k), attention.hide_far(hide(context.mask), context)))  # [B, H, T, T]
-        visible = jnp.broadcast_to(context.mask, weights.shape)
+        bias = attention.hide_far(hide(context.mask), context)
+        weights = jnp.abs(attention.weights(scores(q, k), bias))  # [B, H, T, T]
+        visible = jnp.broadcast_to(bias > HIDDEN / 2, weights.shape)
         total = jnp.sum(weights, axis=-1)  # [B, H, T]
         first = (weights[..., 0] / jnp.maximum(total, 1e-30))[..., T // 4 :]
         found.append(

@@ -6,7 +6,7 @@ is backward compatible if M(n, o) > M(o, o): then new queries may search the old
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from jaxrec.evals.retrieval import Ranks, rank
 from jaxrec.experiment import Evaluator
 from jaxrec.methods.sequential.hbct import HBCT, OldIndex
 from jaxrec.param import Tree
+
+BY_OLD_ITEMS = ("M(n,o)", "M(o,o)")
+PAIRS = ("M(n,n)", *BY_OLD_ITEMS)
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,10 @@ class Upgrade:
         return cls(old_old, new_old, new_new, free_free)
 
 
-def rank_pairs(method: HBCT, params: Tree, examples: Examples, *, items: int, length: int) -> dict[str, Ranks]:
-    """ "M(n,n)", "M(n,o)" and "M(o,o)" -> the ranks of the same targets. The old model is asked as it is deployed: by inner products, in its own space."""
+def rank_pairs(method: HBCT, params: Tree, examples: Examples, *, items: int, length: int, names: Sequence[str] = PAIRS) -> dict[str, Ranks]:
+    """Each pair -> the ranks of the same targets. The old model is asked as it is deployed: by inner products, in its own space."""
     systems = {"M(n,n)": (method, params), "M(n,o)": (OldIndex(method), params), "M(o,o)": (method.old, params["old"])}
-    return {name: rank(system, leaves, examples, items=items, length=length) for name, (system, leaves) in systems.items()}
+    return {name: rank(*systems[name], examples, items=items, length=length) for name in names}
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,7 @@ class UpgradeRetrieval(Evaluator):
     def __call__(self, method: Any, params: Any, data: Any) -> Iterator[tuple[str, float]]:
         """Yields ("validation M(n,o) NDCG@10", 0.04) and so on."""
         if not isinstance(method, HBCT):
-            raise TypeError(f"{type(method).__name__} has no old model to be compatible with; UpgradeRetrieval is for HBCT")
+            raise ValueError(f"{type(method).__name__} has no old model to be compatible with; UpgradeRetrieval is for HBCT")
         examples, catalogue = data.examples("validation"), {"items": data.info()["items"], "length": data.length}
-        for name, system, leaves in (("M(n,o)", OldIndex(method), params), ("M(o,o)", method.old, params["old"])):
-            kept = rank(system, leaves, examples, **catalogue).kept
-            yield f"validation {name} {self.metric}", float(measure(kept)[self.metric].mean())
+        for name, ranks in rank_pairs(method, params, examples, **catalogue, names=BY_OLD_ITEMS).items():
+            yield f"validation {name} {self.metric}", float(measure(ranks.kept)[self.metric].mean())

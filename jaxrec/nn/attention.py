@@ -98,6 +98,10 @@ class AttentionKind:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0")
         if self.window < 0 or self.groups < 0:
             raise ValueError(f"window={self.window} and groups={self.groups} must be at least 0")
+        if self.weights.startswith("threshold") and self.positions == "alibi":
+            raise ValueError(
+                f"positions='alibi' take more from far keys than the cosines of weights={self.weights!r} hold, at most 1; choose 'rotary' or 'relative'"
+            )
         if self.weights != "softmax" and (self.scale or self.cap):
             raise ValueError(f"scale={self.scale} and cap={self.cap} are of softmax, and weights={self.weights!r} has neither; leave them 0")
 
@@ -127,10 +131,10 @@ class AttentionKind:
 
     def bias(self, heads: int, *, causal: bool, own: bool) -> RelativeBias | Alibi | None:
         """The bias of distances, shared by all layers; `own`: whether the model's own positions are one."""
-        heads = self.views * self.pairs(heads)
+        pairs = self.pairs(heads)
         if self.positions == "relative" or (own and self.positions == "own"):
-            return RelativeBias.spec(heads, causal=causal)
-        return Alibi(heads) if self.positions == "alibi" else None
+            return RelativeBias.spec(self.views * pairs, causal=causal)
+        return Alibi(pairs, self.views) if self.positions == "alibi" else None
 
 
 SOFTMAX = AttentionKind()
@@ -171,6 +175,8 @@ class Attention:
         """
         inner = heads * head or width
         check_heads(inner, heads)
+        if (heads > 1 and heads % kind.views) or kind.groups % kind.views:
+            raise ValueError(f"weights={kind.weights!r} make one head of {kind.views}; heads={heads} and groups={kind.groups} must be even")
         pairs = kind.pairs(heads)
         groups = kind.pairs(kind.groups) if kind.groups else pairs
         if pairs % groups or inner % (pairs * kind.views):
@@ -257,17 +263,19 @@ class CrossAttention:
     memory: Linear  # D -> 2 * H * K
     output: Linear  # H * K -> D
     heads: int = struct.field(pytree_node=False)
+    weights: Softmax = struct.field(default_factory=Softmax)
 
     @classmethod
-    def spec(cls, width: int, heads: int, head: int = 0) -> CrossAttention:
-        """Declares `heads` heads of width `head`; 0 = width / heads."""
+    def spec(cls, width: int, heads: int, head: int = 0, *, scale: float = 0.0, output_bias: bool = True) -> CrossAttention:
+        """Declares `heads` heads of width `head`; 0 = width / heads. `scale` multiplies inner products; 0 = head ** -0.5."""
         inner = heads * head or width
         check_heads(inner, heads)
         return cls(
             query=Linear.spec(width, inner, axes=("embed", "heads"), bias=False),
             memory=Linear.spec(width, 2 * inner, axes=("embed", "heads"), bias=False),
-            output=Linear.spec(inner, width, axes=("heads", "embed")),
+            output=Linear.spec(inner, width, axes=("heads", "embed"), bias=output_bias),
             heads=heads,
+            weights=Softmax(scale),
         )
 
     def remember(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -278,8 +286,17 @@ class CrossAttention:
     def __call__(self, x: jax.Array, remembered: tuple[jax.Array, jax.Array], bias: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]; bias [B, 1, T, S] hides what a query may not see."""
         k, v = remembered
-        q, k = Softmax().prepare(split_heads(self.query(x), self.heads), k)
-        return self.output(merge_heads(weigh(Softmax(), q, k, v, bias)))
+        q, k = self.weights.prepare(split_heads(self.query(x), self.heads), k)
+        return self.output(merge_heads(weigh(self.weights, q, k, v, bias)))
+
+    def recall(self, x: jax.Array, remembered: KeyValues, bias: jax.Array) -> jax.Array:
+        """The same with keys and values `by_head`, which a loop that writes one token at a time reads as they lie."""
+        (B, T, _), (k, v) = x.shape, remembered
+        q, k = self.weights.prepare(split_heads(self.query(x), self.heads), k)
+        found = jnp.einsum("gqk,gsk->gqs", by_head(q), k, preferred_element_type=jnp.float32).reshape(B, self.heads, T, -1)
+        weights = self.weights(found, bias).astype(v.dtype).reshape(len(v), T, -1)
+        mixed = jnp.einsum("gqs,gsk->gqk", weights, v).reshape(B, self.heads, T, -1)
+        return self.output(merge_heads(jnp.swapaxes(mixed, 1, 2)))
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

@@ -20,7 +20,7 @@ from jaxrec.nn.bert import erf_gelu
 from jaxrec.nn.linear import Linear, along_last, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import split_key
-from jaxrec.param import Initializer, Param, Stacked, lecun, normal, zeros
+from jaxrec.param import Initializer, Param, Stacked, exact, lecun, normal, zeros
 
 FREQUENCY = 10.0  # at which the sines of a filter start
 INNER = 2  # hidden maps of a filter's network
@@ -109,7 +109,8 @@ class LongConvolution:
         if length < 2 or width < 1:
             raise ValueError(f"length={length} must be 2 or more, and width={width} 1 or more")
         network = SineNetwork.spec(features, width, channels, scale=length**-0.5)  # so that the sum over a text starts no larger than `skip`
-        frequency = Param((width,), ("hidden",), jax.nn.initializers.constant(FREQUENCY))
+        network = exact(network)  # sines of sines would multiply what rounding changes
+        frequency = Param((width,), ("hidden",), jax.nn.initializers.constant(FREQUENCY), exact=True)
         return cls(network, network, frequency, Param((channels,), ("embed",), normal(1.0)), length, features)  # type: ignore[arg-type]
 
     def filters(self, tokens: int) -> tuple[jax.Array, jax.Array]:

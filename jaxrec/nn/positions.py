@@ -54,11 +54,12 @@ class Alibi:
     """A fixed penalty of distance, -slope_h * |i - j|, slopes geometric over the heads (Press et al. 2022, arXiv 2108.12409)."""
 
     heads: int = struct.field(pytree_node=False)
+    views: int = struct.field(pytree_node=False, default=1)  # sets of scores of each head, which share its slope
 
     def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """Positions [T] and [S] -> [1, H, T, S]."""
+        """Positions [T] and [S] -> [1, V H, T, S]."""
         distance = jnp.abs(key[None, :] - query[:, None]).astype(jnp.float32)
-        return -jnp.asarray(self.slopes(), jnp.float32)[None, :, None, None] * distance[None, None]
+        return -jnp.asarray(self.slopes() * self.views, jnp.float32)[None, :, None, None] * distance[None, None]
 
     def slopes(self) -> list[float]:
         """2^(-8/n), 2^(-16/n), ... for n heads, a power of two; another number also takes every second slope of twice that power."""
@@ -100,6 +101,8 @@ class Rotary:
         turning = int(width * self.share)
         if turning % 2:
             raise ValueError(f"{turning} features of a head are to turn in pairs; choose heads of even width, or another share")
+        if self.scaling == "ntk" and turning < 4:
+            raise ValueError(f"scaling='ntk' keeps the highest frequency and lowers the others, and {turning} turning features have one; choose wider heads")
         theta = self.theta * self.factor ** (turning / (turning - 2)) if self.scaling == "ntk" else self.theta
         found = theta ** (-np.arange(0, turning, 2, dtype=np.float64) / turning)
         if self.scaling == "linear":

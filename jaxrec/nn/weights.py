@@ -112,7 +112,7 @@ class Differential(Weighting):
 
     @classmethod
     def spec(cls, width: int, value: int) -> Differential:
-        return cls(RMSNorm.spec(value, axis=None), Param((2, 2, width), (None, None, None), normal(0.1)))  # type: ignore[arg-type]
+        return cls(RMSNorm.spec(value, axis=None), Param((2, 2, width), (None, None, None), normal(0.1), exact=True))  # type: ignore[arg-type]
 
     def __call__(self, scores: jax.Array, bias: jax.Array) -> jax.Array:
         first, second = jnp.split(jax.nn.softmax(scores + bias, axis=-1), 2, axis=1)
@@ -145,7 +145,7 @@ class Threshold(Weighting):
     @classmethod
     def spec(cls, heads: int, width: int, value: int, *, views: int, beta: float, kappa: float, power: int, learn_beta: bool) -> Threshold:
         """Declares the gate of `heads` heads with keys of `width` and values of width `value`."""
-        raw = Param((), (), constant(math.log(math.expm1(beta)))) if learn_beta else None
+        raw = Param((), (), constant(math.log(math.expm1(beta))), exact=True) if learn_beta else None
         balance = Param((heads,), (None,), zeros) if views == 2 else None
         return cls(RMSNorm.spec(value, epsilon=1e-5, axis=None), balance, raw, width, beta, kappa, power)  # type: ignore[arg-type]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,8 @@ from typing import Any, Literal
 from jaxrec.artifact import Artifact
 from jaxrec.data.sequences import with_histories
 from jaxrec.evals.retrieval import Ranks, rank
-from jaxrec.evals.upgrade import rank_pairs
-from jaxrec.experiment import Experiment, changes, describe
+from jaxrec.evals.upgrade import BY_OLD_ITEMS, rank_pairs
+from jaxrec.experiment import Experiment, changes
 from jaxrec.method import Baseline
 from jaxrec.methods.sequential.hbct import HBCT
 from jaxrec.methods.sequential.item_knn import ItemKNN
@@ -20,11 +21,14 @@ from jaxrec.methods.sequential.last_item import LastItem
 from jaxrec.methods.sequential.markov import Markov
 from jaxrec.methods.sequential.popularity import Popularity
 from jaxrec.param import Tree, abstract, unflatten
+from jaxrec.sharding import Layout
 from jaxrec.train.checkpoint import read_params
 from jaxrec.train.loop import train
 
 BASELINES: tuple[Baseline, ...] = (Popularity(), LastItem(), Markov(), ItemKNN())
 """What every model is held against, always."""
+UNHEEDED = {"layout": Layout(), "dispatch": 1, "log_every": 0, "save_every": 0, "smoke": {}, "name": ""}
+"""Fields that do not decide what is learned, and what stands for them."""
 
 
 def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, int]:
@@ -87,8 +91,8 @@ def evaluate_beside(experiment: Experiment, workdir: Path, split: Literal["valid
     if isinstance(experiment.method, HBCT):
         found, params, _ = load_run(experiment, workdir)
         data = with_histories(found.data)
-        pairs = rank_pairs(found.method, params, data.examples(split), items=data.info()["items"], length=data.length)  # type: ignore[arg-type]
-        systems |= {name: ranks for name, ranks in pairs.items() if name != "M(n,n)"}
+        asked = {"items": data.info()["items"], "length": data.length, "names": BY_OLD_ITEMS}
+        systems |= rank_pairs(found.method, params, data.examples(split), **asked)  # type: ignore[arg-type]
     return systems | baseline_ranks(experiment.data, split)
 
 
@@ -101,15 +105,20 @@ def baseline_ranks(data: Any, split: str) -> dict[str, Ranks]:
 
 @dataclass(frozen=True)
 class Trained(Artifact):
-    """The parameters of an experiment, trained on first use: `init_from={"reference": Trained(experiment)}`."""
+    """The parameters of an experiment, trained on first use: `init_from={"reference": Trained(experiment)}`.
 
-    experiment: Experiment
+    An interrupted training goes on when they are asked for again. What does not decide them (`UNHEEDED`) is not in the fingerprint.
+    """
+
+    experiment: Experiment = dataclasses.field(metadata={"fingerprint": False})
 
     def inputs(self) -> dict[str, Any]:
-        return {"experiment": describe(self.experiment)}
+        return {"experiment": dataclasses.replace(self.experiment, **UNHEEDED)}
 
     def build(self, folder: Path) -> None:
-        train(self.experiment, folder / "run")
+        run = self.folder().with_suffix(".run")  # stays where it is when this is interrupted
+        train(self.experiment, run)
+        os.replace(run, folder / "run")
 
     def load(self, folder: Path) -> dict[str, Any]:
         return read_params(folder / "run")[0] | self.experiment.resolve().arrays()  # tables are not stored with the run

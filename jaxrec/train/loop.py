@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,7 +147,7 @@ def keep_start(experiment: Experiment, state: State, progress: dict[str, Any], c
 def judge(progress: dict[str, Any], measured: dict[str, float], step: int) -> bool:
     """Whether this evaluation is the best so far, by the first value of the first evaluator; notes it in `progress`."""
     metric, value = next(iter(measured.items()))
-    better = progress["best"] is None or value > progress["best"]
+    better = math.isfinite(value) and (progress["best"] is None or value > progress["best"])
     progress |= {"metric": metric, "stale": 0 if better else progress["stale"] + 1}
     if better:
         progress |= {"best": value, "best_step": step}

@@ -81,7 +81,7 @@ def update(
     trainable, frozen = split(spec, state.params)
 
     def loss(trainable: Tree, microbatch: Batch, key: jax.Array) -> Loss:
-        return method.loss(cast(merge(trainable, frozen), precision), microbatch, key)
+        return method.loss(cast(spec, merge(trainable, frozen), precision), microbatch, key)
 
     reduce = (lambda tree: jax.lax.psum(tree, axis)) if axis is not None else (lambda tree: tree)
     gradient, loss_sums, coefficients = _gradient(method, loss, trainable, _microbatches(batch, accumulate), jax.random.split(learn, accumulate), reduce)

@@ -49,5 +49,5 @@ def test_what_cannot_be_measured_is_refused():
         UpgradeRetrieval("CMC@1").check(None)
     with pytest.raises(ValueError, match=r"M\(n,n\) and M\(n\*,n\*\) have different targets"):
         Upgrade.of(PAIRS, dataclasses.replace(FREE, target=FREE.target + 1))
-    with pytest.raises(TypeError, match="SASRec has no old model to be compatible with; UpgradeRetrieval is for HBCT"):
+    with pytest.raises(ValueError, match="SASRec has no old model to be compatible with; UpgradeRetrieval is for HBCT"):
         list(UpgradeRetrieval()(sasrec.tiny()[0], None, None))

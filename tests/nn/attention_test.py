@@ -181,6 +181,9 @@ def test_alibi_slopes_are_geometric_and_fill_up_other_numbers_of_heads():
     assert Alibi(6).slopes() == [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]
     bias = Alibi(2)(jnp.arange(3), jnp.arange(3))
     np.testing.assert_allclose(bias[0, 0], -(2.0**-4) * np.abs(np.subtract.outer(np.arange(3), np.arange(3))))
+    twice = AttentionKind(weights="differential", positions="alibi").bias(4, causal=True, own=False)
+    assert twice is not None
+    np.testing.assert_array_equal(twice(jnp.arange(3), jnp.arange(3)), jnp.concatenate([bias, bias], axis=1))  # what two views differ in is no distance
 
 
 def test_entmax_sums_to_one_is_sparse_and_its_derivative_is_right():
@@ -273,6 +276,14 @@ def test_bad_kinds_are_refused():
         AttentionKind(beta=0)
     with pytest.raises(ValueError, match="groups=3 must divide heads=4"):
         Attention.spec(D, 4, kind=AttentionKind(groups=3))
+    with pytest.raises(ValueError, match="make one head of 2; heads=4 and groups=1 must be even"):
+        Attention.spec(D, 4, kind=AttentionKind(weights="differential", groups=1))
+    with pytest.raises(ValueError, match="make one head of 2; heads=3 and groups=0 must be even"):
+        Attention.spec(48, 3, kind=AttentionKind(weights="threshold_differential"))
+    with pytest.raises(ValueError, match="positions='alibi' take more from far keys than the cosines of weights='threshold' hold"):
+        AttentionKind(weights="threshold", positions="alibi")
+    with pytest.raises(ValueError, match="scaling='ntk' keeps the highest frequency and lowers the others, and 2 turning features have one"):
+        Rotary(scaling="ntk", factor=2.0).frequencies(2)
     with pytest.raises(ValueError, match="HSTU is a kind of attention itself"):
         dataclasses.replace(hstu.tiny()[0], attention=AttentionKind(weights="rectified"))
     with pytest.raises(ValueError, match="users=4: ALiBi hides user tokens"):

@@ -105,7 +105,7 @@ def test_merged_is_the_two_branches(separate):
 def test_merging_and_unmerging_does_not_give_the_base_back():
     """Why a switch must not merge: the subtraction rounds once more, and in bfloat16 at a visible place."""
     for dtype in (jnp.float32, jnp.bfloat16):
-        base = cast(PARAMS, dtype)
+        base = cast(MODEL.spec(), PARAMS, dtype)
         merged = LORA.merge(base, ADAPTERS, 1)
         before, between, after = (np.asarray(flatten(tree)[f"{MAPS[0]}.kernel"], np.float32) for tree in (base, merged, LORA.unmerge(merged, ADAPTERS, 1)))
         drift, rounding = np.abs(after - before), float(jnp.finfo(dtype).eps)
@@ -135,6 +135,11 @@ def test_unstacked_layers_and_decoding_with_a_cache_agree(by_row):
     first, hidden = cached(adapted.unstacked(), IDS)
     np.testing.assert_allclose(hidden, by_row[:, 5:], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(first, adapted.logits(by_row[:, 4]), rtol=1e-4, atol=1e-5)
+
+
+def test_one_adapter_of_all_rows_may_be_an_integer_of_numpy():
+    for one, other in zip(jax.tree.leaves(LORA.attach(PARAMS, ADAPTERS, np.int64(1))), jax.tree.leaves(LORA.attach(PARAMS, ADAPTERS, 1)), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_what_is_refused():

@@ -166,7 +166,7 @@ def test_methods_get_the_inputs_that_they_use(tmp_path, method, inputs):
 
 def test_bfloat16_parameters_keep_their_bits(tmp_path):
     experiment = resolved(SASRec(dim=8, layers=1))
-    params = cast(created(experiment.method), jnp.bfloat16)
+    params = cast(experiment.method.spec(), created(experiment.method), jnp.bfloat16)
     export(experiment, params, 0, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
     assert set(bundle.manifest["dtypes"].values()) == {"bfloat16"}

@@ -24,7 +24,7 @@ from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.param import flatten
 from jaxrec.sharding import TABLES, Layout
 from jaxrec.train.checkpoint import Checkpoints, read_params
-from jaxrec.train.loop import next_stop, train
+from jaxrec.train.loop import judge, next_stop, train
 from jaxrec.train.step import make_runner
 
 SMALL = Experiment(
@@ -132,6 +132,13 @@ def test_off_the_main_thread_signals_are_left_alone(finished):
     thread.start()
     thread.join()
     assert results == [{"step": 12}]
+
+
+def test_what_is_no_number_is_never_the_best():
+    progress = {"best": None, "best_step": 0, "stale": 0, "metric": ""}
+    assert not judge(progress, {"recall": float("nan")}, 1)
+    assert judge(progress, {"recall": 0.1}, 2) and progress == {"best": 0.1, "best_step": 2, "stale": 0, "metric": "recall"}
+    assert not judge(progress, {"recall": float("nan")}, 3) and progress["stale"] == 1
 
 
 def test_early_stopping_keeps_the_best_and_stays_stopped(tmp_path, capsys):

@@ -32,11 +32,13 @@ class M2BERTPretraining(Method):
     Attributes:
       model: whose encoder is trained.
       mask_token: word piece that hides another.
+      added: word pieces that stand around every text, which are never hidden.
       mask_share: of a text's word pieces, rounded up; the paper hides 30 %.
     """
 
     model: M2BERT = field(default_factory=M2BERT)
     mask_token: int = FROM_DATA
+    added: tuple[int, ...] = (FROM_DATA,)
     mask_share: float = 0.3
 
     def __post_init__(self):
@@ -63,7 +65,7 @@ class M2BERTPretraining(Method):
     def cloze(self, ids: Array, key: Array) -> tuple[Array, Array, Array, Array]:
         """What is shown of texts ids [B, T], and [B, K]: places, the word pieces that stood there, and which of these places are asked for."""
         draw, kind, other = jax.random.split(key, 3)
-        real = ids != self.model.pad
+        real = (ids != self.model.pad) & ~jnp.isin(ids, jnp.asarray(self.added, ids.dtype))  # what stands around every text teaches nothing
         order = jnp.where(real, jax.random.uniform(draw, ids.shape), 2.0)
         places = -int(-self.mask_share * ids.shape[1] // 1)
         _, place = jax.lax.top_k(-order, places)
@@ -78,4 +80,4 @@ class M2BERTPretraining(Method):
 def tiny() -> tuple[M2BERTPretraining, dict[str, Any]]:
     """A small case for the contract tests."""
     model, batch = m2_bert.tiny()
-    return M2BERTPretraining(model=model, mask_token=3), {name: batch[name] for name in ("document", "mask")}
+    return M2BERTPretraining(model=model, mask_token=3, added=(1, 2)), {name: batch[name] for name in ("document", "mask")}

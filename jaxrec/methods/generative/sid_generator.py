@@ -65,6 +65,7 @@ class SidTokens:
     user: Embedding | None  # one token before each history
     heads: tuple[Linear, ...]  # D -> W_l
     widths: tuple[int, ...] = struct.field(pytree_node=False)
+    hashes: int = struct.field(pytree_node=False, default=0)  # user vectors; the table may have more rows
 
     @classmethod
     def spec(cls, sids: Sids, width: int, *, separators: bool, users: int) -> SidTokens:
@@ -76,6 +77,7 @@ class SidTokens:
             user=Embedding.spec(users, width) if users else None,
             heads=tuple(Linear.spec(width, codes, axes=("embed", None), bias=False) for codes in sids.widths),
             widths=sids.widths,
+            hashes=users,
         )
 
     def items(self, codes: jax.Array) -> jax.Array:
@@ -94,7 +96,7 @@ class SidTokens:
         """[...] user rows -> [..., D], hashed to as many vectors as there are."""
         assert self.user is not None
         mixed = user.astype(jnp.uint32) * jnp.uint32(2654435761)  # Knuth's multiplicative hash
-        return self._scaled(self.user((mixed >> 8).astype(jnp.int32) % self.user.table.shape[0]))
+        return self._scaled(self.user((mixed >> 8).astype(jnp.int32) % self.hashes))
 
     def log_probs(self, level: int, hidden: jax.Array) -> jax.Array:
         """[..., D] -> [..., W_l] float32."""

@@ -158,7 +158,8 @@ class HBCT(Method, Encoder, Starter):
         hidden = params["new"](batch, encode)  # [B, T, D]
         query = self.queries(params, hidden)
         scaled = hyperbolic.query_form(query, self.curvature) * (self.curvature / self.temperature)
-        own = self.new.catalogue_loss(_Lifted(params, self), scaled, batch["target"], batch["mask"], sample)  # type: ignore[arg-type]
+        with jax.default_matmul_precision("highest"):  # 1 + c <x, y> is a small difference of numbers near 1, which accelerators would round away
+            own = self.new.catalogue_loss(_Lifted(params, self), scaled, batch["target"], batch["mask"], sample)  # type: ignore[arg-type]
 
         target, weight = batch["target"].reshape(-1), batch["mask"].reshape(-1).astype(jnp.float32)
         drawn = negatives.uniform(draw, self.negatives, self.new.items)  # [K]
@@ -179,7 +180,7 @@ class HBCT(Method, Encoder, Starter):
         """Robust InfoNCE of points [N, W] with the old vectors [N, W] of items [N], against the old vectors [K, W] of others [K]. [N]."""
         query = hyperbolic.query_form(points, self.curvature)
         own = jnp.sum(query * hyperbolic.item_form(positive, self.curvature), axis=-1)  # [N]
-        against = query @ hyperbolic.item_form(others, self.curvature).T  # [N, K]
+        against = jnp.matmul(query, hyperbolic.item_form(others, self.curvature).T, precision="highest")  # [N, K]
         own, against = ((1 + self.curvature * inner) / self.temperature for inner in (own, against))
         low, high = self.q
         q = low + (high - low) * self.uncertainty(params, positive)

@@ -37,6 +37,14 @@ def test_a_share_of_each_text_is_asked_for_and_mostly_hidden():
     assert (np.asarray(again) != shown).any()
 
 
+def test_what_stands_around_every_text_is_never_hidden():
+    ids = np.random.default_rng(0).integers(5, 48, (50, 12))
+    ids[:, 0], ids[:, -1] = METHOD.added
+    shown, place, _, asked = map(np.asarray, jax.jit(METHOD.cloze)(jnp.asarray(ids), jax.random.key(0)))
+    assert not np.isin(place[asked], [0, 11]).any()
+    np.testing.assert_array_equal(shown[:, [0, -1]], ids[:, [0, -1]])
+
+
 def test_the_loss_is_the_cross_entropy_of_what_was_hidden():
     params = jax.jit(lambda key: create(METHOD.spec(), key))(jax.random.key(0))
     params["bias"] = params["bias"].replace(table=jax.random.normal(jax.random.key(1), params["bias"].table.shape))

@@ -72,6 +72,13 @@ def test_diagnostics_by_hand():
     assert float(shares["sink heads"]) == pytest.approx((uniform.mean(1) > 0.3).mean())
 
 
+def test_keys_outside_a_window_are_no_zeros():
+    method, batch = tiny()
+    model = dataclasses.replace(method.model, attention=AttentionKind(positions="rotary", window=2), pattern=("local",), layers=1)
+    params = create(model.spec(), jax.random.key(0))
+    assert float(jax.jit(attention_shares)(params, batch["token"])["zero weights"]) == 0
+
+
 def test_a_capped_model_is_refused():
     method, _ = tiny()
     with pytest.raises(ValueError, match=r"model.cap=30.0 bounds the logits"):
