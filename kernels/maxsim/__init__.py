@@ -40,8 +40,8 @@ def maxsim(
       ValueError, TypeError: shapes or types that are not as above.
     """
     _check(queries, documents, ("documents", "[C, M, D]", 3))
-    query_mask = _mask(query_mask, queries, "query_mask")
-    document_mask = _mask(document_mask, documents, "document_mask")
+    query_mask = mask_of(query_mask, queries, "query_mask")
+    document_mask = mask_of(document_mask, documents, "document_mask")
     name = dispatch.choose(backend, IMPLEMENTATIONS)
     if name == "reference":  # jax's derivative, too
         scores: Any = reference.dense(queries, documents, query_mask, document_mask)
@@ -61,9 +61,8 @@ def maxsim_ragged(queries: Array, tokens: Array, offsets: Array, query_mask: Arr
       query_mask, backend: as in `maxsim`.
     """
     _check(queries, tokens, ("tokens", "[T, D]", 2))
-    if offsets.ndim != 1 or len(offsets) < 1 or not jnp.issubdtype(offsets.dtype, jnp.integer):
-        raise ValueError(f"offsets must be C + 1 integers, got {offsets.dtype} of shape {offsets.shape}")
-    query_mask = _mask(query_mask, queries, "query_mask")
+    check_offsets(offsets)
+    query_mask = mask_of(query_mask, queries, "query_mask")
     owner = owners(offsets, len(tokens))
     name, documents = dispatch.choose(backend, IMPLEMENTATIONS), len(offsets) - 1
     if name == "reference":
@@ -121,12 +120,19 @@ def _ragged_backward(backend, documents, kept, cotangent):
 _ragged.defvjp(_ragged_forward, _ragged_backward)
 
 
-def _mask(mask: Array | None, vectors: Array, what: str) -> Array:
+def mask_of(mask: Array | None, vectors: Array, what: str) -> Array:
+    """[B, N] booleans for vectors [B, N, D]: `mask`, or True where it is None. Raises ValueError for another shape."""
     if mask is None:
         return jnp.ones(vectors.shape[:2], bool)
     if mask.shape != vectors.shape[:2]:
         raise ValueError(f"{what} {mask.shape} must have one entry for each token of {vectors.shape[:2]}")
     return mask.astype(bool)
+
+
+def check_offsets(offsets: Array) -> None:
+    """Raises ValueError unless there are C + 1 integers."""
+    if offsets.ndim != 1 or len(offsets) < 1 or not jnp.issubdtype(offsets.dtype, jnp.integer):
+        raise ValueError(f"offsets must be C + 1 integers, got {offsets.dtype} of shape {offsets.shape}")
 
 
 def _check(queries: Array, others: Array, form: tuple[str, str, int]) -> None:

@@ -29,7 +29,7 @@ def dense(queries: Array, documents: Array, query_mask: Array, document_mask: Ar
     best = functools.partial(_best, queries.reshape(-1, queries.shape[-1]))
 
     def block(documents: Array, mask: Array) -> Array:
-        return _total(best(documents, mask).max(axis=1), query_mask)
+        return total(best(documents, mask).max(axis=1), query_mask)
 
     return _over_blocks(block, queries, documents, document_mask).T
 
@@ -44,7 +44,7 @@ def dense_places(queries: Array, documents: Array, query_mask: Array, document_m
         highest = similarity.max(axis=1)
         # Two reductions that vectorise: argmax, one that does not, takes twice the time of everything else.
         place = jnp.where(similarity == highest[:, None], lax.broadcasted_iota(jnp.int32, similarity.shape, 1), length).min(axis=1)
-        return _total(highest, query_mask), place.reshape(-1, *shape)
+        return total(highest, query_mask), place.reshape(-1, *shape)
 
     scores, places = _over_blocks(block, queries, documents, document_mask)
     return scores.T, jnp.moveaxis(places + length * jnp.arange(count, dtype=jnp.int32)[:, None, None], 0, 1)
@@ -54,9 +54,9 @@ def ragged(queries: Array, tokens: Array, document: Array, query_mask: Array, do
     """[B, C] float32 scores. `document` [T] is each token's row of C = `documents`, C for no document's, in ascending order."""
 
     def scores(queries: Array, mask: Array) -> Array:
-        return _total(_ragged_best(queries.reshape(-1, queries.shape[-1]), tokens, document, documents), mask).T
+        return total(_ragged_best(queries.reshape(-1, queries.shape[-1]), tokens, document, documents), mask).T
 
-    return _in_turns(scores, queries, query_mask, documents)
+    return in_turns(scores, queries, query_mask, documents)
 
 
 def ragged_places(queries: Array, tokens: Array, document: Array, query_mask: Array, documents: int) -> tuple[Array, Array]:
@@ -71,13 +71,13 @@ def ragged_places(queries: Array, tokens: Array, document: Array, query_mask: Ar
         best = _ragged_best(flat, tokens, document, documents)  # [C, B * N]
 
         def first_row(place: Array, row: Array, tokens: Array, document: Array) -> Array:
-            is_best = _dot(tokens, flat) == best.at[document].get(mode="fill", fill_value=jnp.nan)
+            is_best = dot(tokens, flat) == best.at[document].get(mode="fill", fill_value=jnp.nan)
             return place.at[document].min(jnp.where(is_best, row[:, None], last), mode="drop", indices_are_sorted=True)
 
         place = _over_tokens(first_row, jnp.full(best.shape, last, jnp.int32), len(flat), tokens, document)
-        return _total(best, mask).T, jnp.moveaxis(place.reshape(-1, *mask.shape), 0, 1)
+        return total(best, mask).T, jnp.moveaxis(place.reshape(-1, *mask.shape), 0, 1)
 
-    return _in_turns(places, queries, query_mask, documents)
+    return in_turns(places, queries, query_mask, documents)
 
 
 def gradients(cotangent: Array, places: Array, queries: Array, tokens: Array, query_mask: Array) -> tuple[Array, Array]:
@@ -90,7 +90,7 @@ def gradients(cotangent: Array, places: Array, queries: Array, tokens: Array, qu
     """
     weight = jnp.where(query_mask[:, None, :], cotangent[:, :, None], 0)  # [B, C, N]
     (batch, count, length), dim = weight.shape, queries.shape[-1]
-    size = max(1, min(count, _block_bytes() // (4 * batch * length * dim)))
+    size = max(1, min(count, block_bytes() // (4 * batch * length * dim)))
 
     def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         d_queries, d_tokens = carry
@@ -107,11 +107,11 @@ def gradients(cotangent: Array, places: Array, queries: Array, tokens: Array, qu
 
 def _best(queries: Array, documents: Array, mask: Array) -> Array:
     """Similarities [c, M, B * N], -inf for masked document tokens. queries [B * N, D], documents [c, M, D], mask [c, M]."""
-    similarity = _dot(documents.reshape(-1, documents.shape[-1]), queries)
+    similarity = dot(documents.reshape(-1, documents.shape[-1]), queries)
     return jnp.where(mask[..., None], similarity.reshape(*mask.shape, -1), -jnp.inf)
 
 
-def _total(best: Array, query_mask: Array) -> Array:
+def total(best: Array, query_mask: Array) -> Array:
     """[C, B]: the maxima [C, B * N] summed over each query's own tokens."""
     return jnp.where(query_mask, best.reshape(-1, *query_mask.shape), 0).sum(axis=-1)
 
@@ -120,7 +120,7 @@ def _ragged_best(queries: Array, tokens: Array, document: Array, documents: int)
     """[C, B * N] the largest similarity of each document to each query token, -inf for documents without tokens."""
 
     def raise_to(best: Array, row: Array, tokens: Array, document: Array) -> Array:
-        return best.at[document].max(_dot(tokens, queries), mode="drop", indices_are_sorted=True)
+        return best.at[document].max(dot(tokens, queries), mode="drop", indices_are_sorted=True)
 
     return _over_tokens(raise_to, jnp.full((documents, len(queries)), -jnp.inf), len(queries), tokens, document)
 
@@ -158,14 +158,14 @@ def _over_tokens(update: Callable[..., Array], result: Array, columns: int, toke
 
 def _block_tokens(tokens: int, columns: int, dim: int) -> int:
     """Document tokens of a block, for so many tokens in all and query tokens beside them: all of them if their similarities are few."""
-    return tokens if 4 * tokens * columns <= WHOLE_BYTES else max(1, _block_bytes() // (4 * (columns + dim)))
+    return tokens if 4 * tokens * columns <= WHOLE_BYTES else max(1, block_bytes() // (4 * (columns + dim)))
 
 
-def _block_bytes() -> int:
+def block_bytes() -> int:
     return BLOCK_BYTES if dispatch.platform() == "cpu" else ACCELERATOR * BLOCK_BYTES
 
 
-def _in_turns(answer: Callable[[Array, Array], Any], queries: Array, query_mask: Array, documents: int) -> Any:
+def in_turns(answer: Callable[[Array, Array], Any], queries: Array, query_mask: Array, documents: int) -> Any:
     """`answer(queries [b, N, D], mask [b, N])` of all queries, so many at a time that their maxima fit `BEST_BYTES`."""
     count = len(queries)
     size = max(1, BEST_BYTES // (4 * max(documents, 1) * queries.shape[1]))
@@ -175,6 +175,6 @@ def _in_turns(answer: Callable[[Array, Array], Any], queries: Array, query_mask:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], lax.map(lambda turn: answer(*turn), tuple(turns)))
 
 
-def _dot(tokens: Array, queries: Array) -> Array:
+def dot(tokens: Array, queries: Array) -> Array:
     """[T, D] against [Q, D] -> [T, Q] float32."""
     return lax.dot_general(tokens, queries, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -67,6 +67,33 @@ for shape, dtype in CASES:
         }))
 """
 
+MAXSIM_COMPRESSED = """
+from kernels.maxsim_compressed import Int8Tokens, ResidualTokens, maxsim_int8, maxsim_residual
+from kernels.maxsim_topk import maxsim_topk
+
+CASES = [(shapes.RERANK, jnp.float32, 65_536, 2), (shapes.IN_BATCH, jnp.bfloat16, 4096, 4), (shapes.ODD_MAXSIM[1], jnp.float32, 5, 1)]
+for shape, dtype, centroids, bits in CASES:
+    count, documents = shape.documents * shape.document_tokens, shape.documents
+    queries, offsets = abstract(dtype, shape.queries, shape.query_tokens, shape.dim), abstract(jnp.int32, documents + 1)
+    int8 = Int8Tokens(abstract(jnp.int8, count, shape.dim), abstract(jnp.float32, count))
+    residual = ResidualTokens(abstract(jnp.float32, centroids, shape.dim), abstract(jnp.uint16, count), abstract(jnp.uint8, count, shape.dim * bits // 8),
+                              abstract(jnp.float32, 2**bits))
+    fields = residual.centroids, residual.codes, residual.residuals, residual.weights
+    with dispatch.compiling_for("tpu"):
+        compiled = {"maxsim_int8": jax.jit(maxsim_int8).lower(queries, int8.codes, int8.scales, offsets),
+                    "maxsim_residual": jax.jit(maxsim_residual).lower(queries, *fields, offsets)}
+        if shape == shapes.RERANK:
+            for name, tokens in (("maxsim_ragged", abstract(dtype, count, shape.dim)), ("maxsim_int8", int8), ("maxsim_residual", residual)):
+                compiled["top k of " + name] = jax.jit(functools.partial(maxsim_topk, k=10)).lower(queries, tokens, abstract(jnp.int32, 10_001))
+    for name, program in compiled.items():
+        program = program.compile()
+        print(json.dumps({
+            "shape": str(shape), "name": name, "kernels": int(name.split()[-1] in program.as_text()), "flops": program.cost_analysis()["flops"],
+            "temporaries": program.memory_analysis().temp_size_in_bytes, "decoded": 4 * count * shape.dim,
+            "products": 2 * shape.queries * shape.query_tokens * count * shape.dim,
+        }))
+"""
+
 THRESHOLD_ATTENTION = """
 from kernels.threshold_attention import threshold_attention
 
@@ -163,6 +190,17 @@ def test_maxsim_compiles(topology):
         assert result["kernels"] == 1, result
         assert result["flops"] >= result["products"], result
         assert result["temporaries"] <= 10 * result["documents"] + 2**20, result  # copies of the tokens, and no similarities
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_maxsim_of_compressed_documents_compiles(topology):
+    results = compile_for(topology, MAXSIM_COMPRESSED)
+    assert len(results) == 9
+    for result in results:
+        assert result["kernels"] == 1, result
+        if not result["name"].startswith("top k"):  # a loop over blocks of documents, which the compiler counts once
+            assert result["flops"] >= result["products"], result
+        assert result["temporaries"] < result["decoded"] + 2**20, result
 
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
+import jax
 import numpy as np
+from jax import Array
 from numpy.typing import ArrayLike
 
 from jaxrec.index.compress import ResidualCodec
 from jaxrec.index.multivector.multivector import MultiVectorIndex, Vectors
-from jaxrec.index.multivector.packed import Packed
+from jaxrec.index.multivector.packed import Packed, maxsim, maxsim_of_codes
+from kernels.maxsim_compressed import maxsim_residual
 
 SAMPLE = 4096  # tokens of an `add` whose error is measured
 CODES, RESIDUALS = "codes", "residuals"
@@ -50,6 +54,15 @@ class Compressed(MultiVectorIndex):
         """[T, D] the vectors that the columns of `_encode` stand for."""
         raise TypeError(f"{type(self).__name__} does not decode")
 
+    def _maxsim(self, queries: Packed, documents: Packed, *, normalize: bool) -> np.ndarray:
+        """[B, C] MaxSim with documents of codes and residuals."""
+
+        def decoding(some: Packed) -> np.ndarray:
+            return maxsim(queries, self._decode(some.columns), some.offsets)
+
+        book = self.codec.centroids, self.codec.weights
+        return maxsim_of_codes(queries, documents, decoding, functools.partial(_residual_scores, *book, normalize=normalize))
+
     def _insert(self, documents: Packed, ids: np.ndarray, order: np.ndarray) -> None:
         self._measure(documents.vectors)
         super()._insert(documents, ids, order)
@@ -77,3 +90,8 @@ class Compressed(MultiVectorIndex):
             self._errors = arrays.pop("errors")
             self._codec = ResidualCodec(*(arrays.pop(name) for name in ("centroids", "cutoffs", "weights")))
         super()._restore(arrays)
+
+
+@functools.partial(jax.jit, static_argnames="normalize")
+def _residual_scores(centroids: Array, weights: Array, queries: Array, columns: Mapping[str, Array], offsets: Array, mask: Array, *, normalize: bool) -> Array:
+    return maxsim_residual(queries, centroids, columns[CODES], columns[RESIDUALS], weights, offsets, mask, normalize=normalize)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
+import jax
 import numpy as np
+from jax import Array
 from numpy.typing import ArrayLike
 
 from jaxrec.index.compress import int8_codes
 from jaxrec.index.exact import best
 from jaxrec.index.multivector.multivector import MultiVectorIndex, Vectors
-from jaxrec.index.multivector.packed import VECTORS, Packed, maxsim
+from jaxrec.index.multivector.packed import CODES_AT_ONCE, VECTORS, Packed, maxsim, maxsim_of_codes
+from kernels.maxsim_compressed import maxsim_int8
 
 Storage = Literal["float32", "float16", "int8"]
 TOKENS = 8192  # of documents that are scored at a time
@@ -44,7 +49,7 @@ class ExactMultiVector(MultiVectorIndex):
         return {VECTORS: vectors.astype(self._options["storage"])}
 
     def _score(self, query: Packed, rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([_scores(query, block)[0] for _, block in self._held.blocks(rows, TOKENS)])
+        return np.concatenate([_scores(query, block)[0] for _, block in self._blocks(rows)])
 
     def _search(self, queries: Packed, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
@@ -54,12 +59,26 @@ class ExactMultiVector(MultiVectorIndex):
 
     def _scan(self, queries: Packed, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found, scores = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0), np.float32)
-        for some, block in self._held.blocks(rows, TOKENS):
+        for some, block in self._blocks(rows):
             here = np.broadcast_to(some, (len(queries), len(some)))
             found, scores = best(np.concatenate([found, here], axis=1), np.concatenate([scores, _scores(queries, block)], axis=1), k)
         return found, scores
 
+    def _blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Packed]]:
+        return self._held.blocks(rows, CODES_AT_ONCE if self._options["storage"] == "int8" else TOKENS)
+
 
 def _scores(queries: Packed, documents: Packed) -> np.ndarray:
     """[B, C] MaxSim with stored documents."""
+    if SCALES in documents.columns:
+        return maxsim_of_codes(queries, documents, functools.partial(_decoded_scores, queries), _int8_scores)
+    return _decoded_scores(queries, documents)
+
+
+def _decoded_scores(queries: Packed, documents: Packed) -> np.ndarray:
     return maxsim(queries, documents.vectors.astype(np.float32, copy=False), documents.offsets, documents.columns.get(SCALES))
+
+
+@jax.jit
+def _int8_scores(queries: Array, columns: Mapping[str, Array], offsets: Array, mask: Array) -> Array:
+    return maxsim_int8(queries, columns[VECTORS], columns[SCALES], offsets, mask)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jax import Array
 from numpy.typing import ArrayLike
 
 VECTORS = "vectors"  # the column of packed token vectors
+TOKENS = 4096  # that are decoded at a time, so that they stay in the cache
+COMPILED = 2**14  # tokens of codes from which on a compiled program scores them
+CODES_AT_ONCE = 2**18  # tokens of codes that it is given at a time
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,38 @@ def maxsim(queries: Packed, tokens: np.ndarray, offsets: np.ndarray, scales: np.
 def maxsim_of(queries: Packed, similarity: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """[B, C] MaxSim from `similarity` [query tokens, T], see `maxsim`."""
     return np.add.reduceat(np.maximum.reduceat(similarity, offsets[:-1], axis=1), queries.offsets[:-1], axis=0)
+
+
+def maxsim_of_codes(queries: Packed, documents: Packed, decoding: Callable[[Packed], np.ndarray], compiled: Callable[..., Array]) -> np.ndarray:
+    """[B, C] MaxSim with documents of codes, one token at least each.
+
+    Args:
+      queries: B packed queries.
+      documents: C packed documents.
+      decoding: the scores of a few of the documents by NumPy, which serves where there are too few tokens to compile a program for.
+      compiled: the scores [B, C] of (queries [B, N, D], columns, offsets [C + 1], mask [B, N]), jitted; called with sizes that are rounded up.
+    """
+    if documents.offsets[-1] < COMPILED:
+        return np.concatenate([decoding(some) for _, some in documents.blocks(np.arange(len(documents)), TOKENS)], axis=1)
+    columns = {name: _padded(column, _rounded(len(column))) for name, column in documents.columns.items()}
+    offsets = _padded(documents.offsets.astype(np.int32), _rounded(len(documents)) + 1, documents.offsets[-1])  # further documents have no tokens
+    mask = np.arange(-(-queries.lengths.max() // 8) * 8) < queries.lengths[:, None]  # [B, N]
+    asked = np.zeros((*mask.shape, queries.vectors.shape[1]), np.float32)
+    asked[mask] = queries.vectors
+    batch = _rounded(len(queries))
+    return np.asarray(compiled(_padded(asked, batch), columns, offsets, _padded(mask, batch)))[: len(queries), : len(documents)]
+
+
+def _padded(array: np.ndarray, length: int, value: float = 0) -> np.ndarray:
+    whole = np.empty((length, *array.shape[1:]), array.dtype)
+    whole[: len(array)], whole[len(array) :] = array, value
+    return whole
+
+
+def _rounded(count: int) -> int:
+    """`count` or up to an eighth more, so that few programs are compiled."""
+    step = max(1, (1 << (count - 1).bit_length()) // 16)
+    return -(-count // step) * step
 
 
 def checked_documents(vectors: Sequence[ArrayLike] | ArrayLike, lengths: ArrayLike | None, ids: np.ndarray, dim: int | None) -> Packed:

@@ -11,11 +11,10 @@ from jaxrec.index.compress import ResidualCodec, assign, fit_centroids
 from jaxrec.index.exact import best
 from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed
 from jaxrec.index.multivector.multivector import Vectors
-from jaxrec.index.multivector.packed import VECTORS, Packed, maxsim, maxsim_of, ranges
+from jaxrec.index.multivector.packed import CODES_AT_ONCE, TOKENS, VECTORS, Packed, maxsim, maxsim_of, ranges
 
 WHOLE = 32  # bits of a vector's entry as it is
 NORM = 0.01  # how far from 1 a vector's norm may be
-TOKENS = 4096  # that are decoded at a time, so that they stay in the cache
 
 
 class Plaid(Compressed):
@@ -88,7 +87,9 @@ class Plaid(Compressed):
         self._lists = None
 
     def _score(self, query: Packed, rows: np.ndarray) -> np.ndarray:
-        return np.concatenate([maxsim(query, self._decode(some.columns), some.offsets)[0] for _, some in self._held.blocks(rows, TOKENS)])
+        if self._options["bits"] == WHOLE:
+            return np.concatenate([maxsim(query, some.vectors, some.offsets)[0] for _, some in self._held.blocks(rows, TOKENS)])
+        return np.concatenate([self._maxsim(query, some, normalize=True)[0] for _, some in self._held.blocks(rows, CODES_AT_ONCE)])
 
     def _candidates(self, query: Packed, k: int, rows: np.ndarray) -> np.ndarray:
         first, second = max(self._options["candidates"], 8 * k), max(self._options["decoded"], 2 * k)

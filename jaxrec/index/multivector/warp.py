@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from jaxrec.index.exact import best
 from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed
 from jaxrec.index.multivector.multivector import Vectors
-from jaxrec.index.multivector.packed import Packed, maxsim, ranges
+from jaxrec.index.multivector.packed import Packed, ranges
 
 ROWS = "rows"
 BOUND = 128  # centroids of a query token that are sorted at first
@@ -101,8 +101,8 @@ class Warp(Compressed):
         place = np.flatnonzero(wanted[self._held.columns[ROWS]])
         place = place[np.argsort(self._held.columns[ROWS][place], kind="stable")]
         codes = np.searchsorted(self._held.offsets, place, side="right") - 1
-        vectors = self.codec.decode(codes, self._held.columns[RESIDUALS][place], normalize=False)
-        return maxsim(query, vectors, Packed.of(self._sizes[rows]).offsets)[0]
+        documents = Packed.of(self._sizes[rows], **{CODES: codes.astype(np.uint32), RESIDUALS: self._held.columns[RESIDUALS][place]})
+        return self._maxsim(query, documents, normalize=False)[0]
 
     def _search(self, queries: Packed, k: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
