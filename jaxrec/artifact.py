@@ -54,7 +54,7 @@ class Artifact:
 
     def describe(self) -> dict[str, Any]:
         """The fingerprint before hashing, readable; stored beside the result as `artifact.json`."""
-        return {"artifact": type(self).__qualname__, "version": self.version, "fields": _fields(self), "inputs": self.inputs()}
+        return {"artifact": type(self).__qualname__, "version": self.version, "fields": counted_fields(self), "inputs": self.inputs()}
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that name this artifact."""
@@ -92,7 +92,8 @@ class Artifact:
             say(f"built {type(self).__name__} in {time.perf_counter() - began:.1f} s")
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def counted_fields(value: Any) -> dict[str, Any]:
+    """Those fields of a dataclass that count in a fingerprint, by name."""
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("fingerprint", True)}
 
 
@@ -100,7 +101,7 @@ def _encode(value: Any) -> Any:
     if isinstance(value, Artifact):
         return value.fingerprint()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__qualname__, **_fields(value)}
+        return {"type": type(value).__qualname__, **counted_fields(value)}
     if isinstance(value, (Path, enum.Enum)):
         return str(value)
     raise TypeError(f"an artifact's field holds {value!r}, which has no stable text form; use numbers, strings, tuples or dataclasses")

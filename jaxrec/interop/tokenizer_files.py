@@ -29,3 +29,10 @@ def open_tokenizer(folder: Path, *, vocabulary: int) -> Tokenizer:
     if (size := tokenizer.get_vocab_size(with_added_tokens=False)) > vocabulary:
         raise ValueError(f"{path.name} has {size} tokens, and the model vectors for {vocabulary}: it is of another model; take the one published with it")
     return tokenizer
+
+
+def check_known(tokenizer: Tokenizer, ids: list[int], what: str, *, vocabulary: int) -> None:
+    """Raises ValueError where one of the tokens of `what` has no vector: those that were added may lie beyond the table."""
+    if ids and (largest := max(ids)) >= vocabulary:
+        token = tokenizer.id_to_token(largest)
+        raise ValueError(f"{what} has the token {token!r}, number {largest}, and the model has vectors for {vocabulary}; leave it out")

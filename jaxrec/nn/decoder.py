@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrec.nn.attention import SOFTMAX, AttentionKind, Context, CrossAttention, scores, values
+from jaxrec.nn.attention import SOFTMAX, AttentionKind, Context, CrossAttention, KeyValues, hide, scores, values
 from jaxrec.nn.linear import dropout
-from jaxrec.nn.norm import LayerNorm
-from jaxrec.nn.transformer import TransformerBlock, split_key
+from jaxrec.nn.norm import LayerNorm, RMSNorm
+from jaxrec.nn.transformer import UNROLLED, Stack, TransformerBlock, of_layer, split_key
 
+SCORED = 128
+"""States whose logits `log_likelihood` holds at once."""
 Cache = tuple[jax.Array, jax.Array]
 """Keys and values [B, K, t, H, k] of the t tokens that each of K beams has written."""
 
@@ -20,7 +24,7 @@ class DecoderBlock:
     """Pre-norm: x + self-attention, x + cross-attention to the memory, x + feed-forward, each of a norm of x and with dropout."""
 
     block: TransformerBlock
-    cross_norm: LayerNorm
+    cross_norm: LayerNorm | RMSNorm
     cross: CrossAttention
 
     @classmethod
@@ -41,6 +45,16 @@ class DecoderBlock:
         x = x + dropout(block.feed(block.feed_norm(x), rate, inner), rate, last)
         return x.reshape(B, M, L, D)
 
+    def step(self, x: jax.Array, cache: KeyValues, place: jax.Array, bias: jax.Array, remembered: KeyValues, hidden: jax.Array) -> tuple[jax.Array, KeyValues]:
+        """N more tokens of each text: x [B, N, D], written into a cache that has room for all that follows, as `Attention.extend`.
+
+        The memory's keys and values as `CrossAttention.recall` reads them, and its bias [B, 1, 1, S].
+        """
+        own, cache = self.block.attention.extend(self.block.attention_norm(x), cache, place, bias)
+        x = x + own
+        x = x + self.cross.recall(self.cross_norm(x), remembered, hidden)
+        return x + self.block.feed(self.block.feed_norm(x), 0.0, None), cache
+
     def extend(
         self, x: jax.Array, cache: Cache | None, place: jax.Array, bias: jax.Array | None, remembered: Cache, hidden: jax.Array
     ) -> tuple[jax.Array, Cache]:
@@ -48,6 +62,30 @@ class DecoderBlock:
         x, cache = extend(self.block, x, cache, place, bias)
         x = x + self.cross(self.cross_norm(x), remembered, hidden)
         return x + self.block.feed(self.block.feed_norm(x), 0.0, None), cache
+
+
+def through(blocks: Stack | tuple[DecoderBlock, ...], x: jax.Array, context: Context, memory: jax.Array, bias: jax.Array) -> jax.Array:
+    """[B, M, L, D] through decoder blocks, which a `Stack` scans; the arguments are those of a block."""
+
+    def one(x: jax.Array, layer: tuple[jax.Array | int, DecoderBlock]) -> tuple[jax.Array, None]:
+        return layer[1](x, of_layer(context, layer[0]), memory, bias), None
+
+    if isinstance(blocks, Stack):
+        return jax.lax.scan(one, x, (jnp.arange(blocks.repeats), blocks.layers), unroll=blocks.repeats if blocks.repeats <= UNROLLED else 1)[0]
+    for layer in enumerate(blocks):
+        x, _ = one(x, layer)
+    return x
+
+
+def log_likelihood(score: Callable[[jax.Array], jax.Array], states: jax.Array, target: jax.Array, *, at_once: int = SCORED) -> jax.Array:
+    """log p(target) of states [N, D] and targets [N]: [N] float32; the logits `score` gives of `at_once` states at a time, none kept for the gradient."""
+
+    @jax.checkpoint
+    def one(item: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = score(item[0])
+        return logits[item[1]] - jax.nn.logsumexp(logits)
+
+    return jax.lax.map(one, (states, target), batch_size=min(at_once, len(target)))
 
 
 def extend(
@@ -84,6 +122,8 @@ def extend(
         found = jnp.concatenate([scores(q, memory[0]), found], -1)
         before = jnp.zeros((1, 1, 1, shared)) if hidden is None else hidden
         allowed = jnp.concatenate([before, jnp.broadcast_to(allowed, (*before.shape[:-1], allowed.shape[-1]))], -1)
+    if attention.window:
+        allowed += hide(place - jnp.arange(found.shape[-1]) < attention.window)[None, None, None]
     weights = attention.weights(found, allowed if bias is None else allowed + bias).astype(v.dtype)  # [B, H, K, s + t + 1]
     grouped = weights[..., shared:].reshape(weights.shape[0], v.shape[2], -1, weights.shape[2], cache[1].shape[2])
     mixed = jnp.einsum("bgrnt,bntgk->bngrk", grouped, cache[1])

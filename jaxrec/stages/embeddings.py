@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.metadata
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from jaxrec.nn import encoders
 from jaxrec.nn.bert import BidirectionalEncoder, Pooling
 from jaxrec.ops.padding import padded_length
 from jaxrec.param import Tree
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SAY_EVERY = 10.0  # seconds between two lines of progress
 
@@ -83,7 +87,9 @@ class TfidfSvd(TextEncoder):
 
 @dataclass(frozen=True)
 class BertEncoder(TextEncoder):
-    """A pretrained BERT, RoBERTa or ModernBERT (sentence-transformers, BGE, E5, GTE ...) in Hugging Face's format, run in JAX in float32.
+    """A pretrained BERT, RoBERTa, ModernBERT or T5 (sentence-transformers, BGE, E5, GTE ...) in Hugging Face's format, run in JAX in float32.
+
+    It is read at the first call, and kept.
 
     Attributes:
       model: folder or hub id. Its files' content counts in the fingerprint, not where they lie.
@@ -91,7 +97,7 @@ class BertEncoder(TextEncoder):
       pooling: "mean" of a text's tokens, or its "cls" token: as the model was trained.
       normalize: to unit length.
       prefix: put before every text, for models trained with one ("passage: " for E5).
-      batch: texts at a time; no vector depends on it.
+      batch: texts at a time; no vector depends on it but for rounding.
     """
 
     model: str = field(metadata={"fingerprint": False})
@@ -113,14 +119,8 @@ class BertEncoder(TextEncoder):
         return {path.name: checksum(path) for path in [*files, *safetensors_files.weight_files(folder)]}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        folder = safetensors_files.locate(self.model)
-        config, arrays = safetensors_files.read_config(folder), safetensors_files.read(folder)
-        try:
-            bert = encoders.from_config(config)
-            params = jax.device_put(bert.from_hf(arrays))
-        except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
-        tokens = self._tokens(folder, bert, texts)
+        bert, params = self._loaded.bert, self._loaded.params
+        tokens = self._tokens(texts)
         vectors = np.empty((len(texts), bert.dim), np.float32)
         order = sorted(range(len(texts)), key=lambda row: -len(tokens[row]))  # neighbours need equal padding; the largest batch shows at once if it fits
         began = said = time.perf_counter()
@@ -137,18 +137,40 @@ class BertEncoder(TextEncoder):
                 say(f"  {done:,} of {len(texts):,} texts, {done / (now - began):,.0f} a second")
         return unit(vectors) if self.normalize else vectors
 
-    def _tokens(self, folder: Path, bert: BidirectionalEncoder, texts: Sequence[str]) -> list[list[int]]:
-        """The word pieces of each text, its first and last token included."""
+    @functools.cached_property
+    def _loaded(self) -> _Loaded:
+        folder = safetensors_files.locate(self.model)
+        config, arrays = safetensors_files.read_config(folder), safetensors_files.read(folder)
+        try:
+            bert = encoders.from_config(config)
+            params = jax.device_put(bert.from_hf(arrays))
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
         if self.length > bert.longest:
             raise ValueError(f"length={self.length} is more than the {bert.longest} positions of {self.model}; ask for length <= {bert.longest}")
         tokenizers = safetensors_files.hf_package("tokenizers")
         tokenizer = tokenizers.Tokenizer.from_file(str(safetensors_files.existing(folder, "tokenizer.json")))
         tokenizer.enable_truncation(self.length)
         tokenizer.no_padding()
+        return _Loaded(folder, bert, params, tokenizer)
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The word pieces of each text, its first and last token included."""
+        folder, bert, tokenizer = self._loaded.folder, self._loaded.bert, self._loaded.tokenizer
         tokens = [encoding.ids for encoding in tokenizer.encode_batch([self.prefix + text for text in texts])]
         if (largest := max(map(max, filter(None, tokens)), default=0)) >= bert.vocabulary:
             raise ValueError(f"{folder}: tokenizer.json gives id {largest}, and the model has {bert.vocabulary} word pieces; take both of one model")
         return tokens
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a folder holds."""
+
+    folder: Path
+    bert: BidirectionalEncoder
+    params: Tree
+    tokenizer: Tokenizer
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -215,7 +237,8 @@ class TextEmbeddings(ItemVectors):
         if silent:
             first = ", ".join(interactions.items[row] for row in silent[:3])
             say(f"  {len(silent):,} of {len(texts):,} items have no text ({first} first); their ids are encoded in its place")
-        return self.encoder.encode([text or item for text, item in zip(texts, interactions.items, strict=True)])
+        encoder = copy.copy(self.encoder)  # what it loads goes with it; the column stays, and would keep the weights on the device
+        return encoder.encode([text or item for text, item in zip(texts, interactions.items, strict=True)])
 
 
 def item_texts(interactions: Interactions, fields: Sequence[str] = ()) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxrec.artifact import checksum
 from jaxrec.data.sentences import sentence_ends
 from jaxrec.interop import safetensors_files
-from jaxrec.interop.tokenizer_files import open_tokenizer
+from jaxrec.interop.tokenizer_files import check_known, open_tokenizer
 from jaxrec.nn import language_families, token_prepending
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.nn.token_prepending import Row, TokenPrepending
@@ -140,9 +140,7 @@ class LanguageModelEncoder(TextEncoder):
         return rows
 
     def _known(self, ids: list[int], what: str) -> list[int]:
-        if ids and (largest := max(ids)) >= (vocabulary := self._loaded.model.vocabulary):
-            token = self._loaded.tokenizer.id_to_token(largest)
-            raise ValueError(f"{what} has the token {token!r}, number {largest}, and the model has vectors for {vocabulary}; leave it out")
+        check_known(self._loaded.tokenizer, ids, what, vocabulary=self._loaded.model.vocabulary)
         return ids
 
     def _block_ends(self, text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.artifact import checksum, locked, say, write_atomically
+from jaxrec.artifact import checksum, counted_fields, locked, say, write_atomically
 from jaxrec.interop import safetensors_files
 from jaxrec.nn.encoders import ENCODERS
 from jaxrec.nn.token_prepending import TokenPrepending
@@ -31,13 +32,16 @@ BERT_OPTIONS = {"pooling", "length", "batch"}
 OPTIONS = ("plan", "blocks", "start", "exit", "output_layer", "pooling", "prompt", "length", "batch", "dtype")
 """Of `open_encoder`, what the command line offers."""
 CHUNK = 256
+BEGUN = "made_of.json"
+"""In the folder of chunks: what they are made of."""
+_SCRATCH = re.compile(rf"lock|({re.escape(BEGUN)}|\d{{8}}\.npz)(\.partial-\d+)?|vectors\.npy")
 
 
 def open_encoder(model: str, **options: Any) -> TextEncoder:
     """The encoder that a model's `config.json` asks for, with those options that are not None.
 
     Args:
-      model: folder or hub id: an encoder (BERT, RoBERTa, ModernBERT), as sentence-transformers publishes them, or a causal language model.
+      model: folder or hub id: an encoder (BERT, RoBERTa, ModernBERT, or that of a T5), as sentence-transformers publishes them, or a causal language model.
       options: fields of `BertEncoder`, or of `LanguageModelEncoder` and its `TokenPrepending`; blocks may be "sentence", or a number as text.
 
     Raises:
@@ -90,7 +94,8 @@ def write_vectors(encoder: TextEncoder, source: Path, output: Path, *, key: str 
     """Encodes the texts of a file into `output`, float32 [texts, D] in their order; a row of zeros stands for an empty text of a language model.
 
     Until all are there, chunks lie in a folder beside it, each of them written whole or not at all. The same call goes on where another was stopped, and
-    gives the same bytes; after the last it does nothing. Beside the vectors a `.json` says what they were made of.
+    gives the same bytes (another `batch` of the encoder may change the last bits); after the last it does nothing. Beside the vectors a `.json` says what
+    they were made of. What stands at these places and was not written here stays as it is.
 
     Args:
       encoder: of the texts.
@@ -100,7 +105,7 @@ def write_vectors(encoder: TextEncoder, source: Path, output: Path, *, key: str 
       chunk: texts that are held at once.
 
     Raises:
-      ValueError: what was begun there is of other arguments or another input; a line is no text; there is no text.
+      ValueError: what was begun there is of other arguments or another input, or was not written here; a line is no text; there is no text.
       FileNotFoundError: there is no such input.
       RuntimeError: another process writes there.
     """
@@ -112,24 +117,23 @@ def write_vectors(encoder: TextEncoder, source: Path, output: Path, *, key: str 
     path.parent.mkdir(parents=True, exist_ok=True)
     record, chunks = path.with_suffix(".json"), path.with_suffix(".chunks")
     made_of = _made_of(encoder, source, key, chunk)
+    _refuse_others(path, record, chunks)
     if path.exists() and not chunks.exists():
-        if not record.exists():
-            raise ValueError(f"{path} exists, and {record.name} beside it does not say of what it was made; choose another output, or remove it")
-        said = safetensors_files.read_json(record)
-        _check_same(said.pop("made_of", {}), made_of, path)
-        say(f"  {path} is complete")
-        return Written(path, **said)
+        return _complete(path, record, made_of)
     with locked(chunks / "lock", wait=False, busy=f"{path} is being written by another process; wait until it ends"):
-        begun = chunks / "made_of.json"
-        if begun.exists() and next(chunks.glob("*.npz"), None):
-            _check_same(safetensors_files.read_json(begun), made_of, chunks)
-        write_atomically(begun, json.dumps(made_of, indent=1))
-        files = _write_chunks(encoder, source, key, chunk, chunks)
-        written = _joined(files, chunks / "vectors.npy", path)
-        stated = {name: value for name, value in dataclasses.asdict(written).items() if name != "path"}
-        write_atomically(record, json.dumps({**stated, "made_of": made_of}, indent=1))
-        os.replace(chunks / "vectors.npy", path)
-    shutil.rmtree(chunks)
+        if path.exists():  # all was done but to remove the chunks
+            written = _complete(path, record, made_of)
+        else:
+            begun = chunks / BEGUN
+            if begun.exists() and next(chunks.glob("*.npz"), None):
+                _check_same(safetensors_files.read_json(begun), made_of, chunks)
+            write_atomically(begun, json.dumps(made_of, indent=1))
+            files = _write_chunks(encoder, source, key, chunk, chunks)
+            written = _joined(files, chunks / "vectors.npy", path)
+            stated = {name: value for name, value in dataclasses.asdict(written).items() if name != "path"}
+            write_atomically(record, json.dumps({**stated, "made_of": made_of}, indent=1))
+            os.replace(chunks / "vectors.npy", path)
+        shutil.rmtree(chunks)
     return written
 
 
@@ -160,10 +164,37 @@ def read_texts(path: Path, key: str = "text") -> Iterator[str]:
 def _made_of(encoder: TextEncoder, source: Path, key: str, chunk: int) -> dict[str, Any]:
     """All that the bytes depend on, flat, as JSON keeps it."""
     fields: dict[str, Any] = {"encoder": type(encoder).__name__}
-    for name, value in dataclasses.asdict(encoder).items() if dataclasses.is_dataclass(encoder) else ():
-        fields |= value if isinstance(value, dict) else {name: value}
-    fields.pop("model", None)  # its files count, and not where they lie
+    for name, value in counted_fields(encoder).items():
+        fields |= counted_fields(value) if dataclasses.is_dataclass(value) else {name: value}
     return fields | {"key": key, "chunk": chunk, "input": checksum(source)} | {f"model's {name}": value for name, value in encoder.inputs().items()}
+
+
+def _refuse_others(path: Path, record: Path, chunks: Path) -> None:
+    """Raises ValueError where somebody else's file would be overwritten, or removed with the chunks."""
+    if path.exists() and not record.exists():
+        raise ValueError(f"{path} exists, and {record.name} beside it does not say of what it was made; choose another output, or remove it")
+    fix = "so it is left alone; choose another output, or move it"
+    if record.exists():
+        try:
+            ours = "made_of" in safetensors_files.read_json(record)
+        except ValueError:
+            ours = False
+        if not ours:
+            raise ValueError(f"{record} exists, and does not say of what vectors were made, {fix}")
+    if not chunks.exists():
+        return
+    held = sorted(file.name for file in chunks.iterdir()) if chunks.is_dir() else [chunks.name]
+    begun = path.exists() or any(name.startswith(BEGUN) for name in held)
+    if others := [name for name in held if name != "lock" and not (begun and _SCRATCH.fullmatch(name))]:
+        raise ValueError(f"{chunks} is where chunks would go, and {others[0]} there is none of them, {fix}")
+
+
+def _complete(path: Path, record: Path, made_of: Mapping[str, Any]) -> Written:
+    """What the record says of vectors that are there."""
+    said = safetensors_files.read_json(record)
+    _check_same(said.pop("made_of"), made_of, path)
+    say(f"  {path} is complete")
+    return Written(path, **said)
 
 
 def _check_same(said: Mapping[str, Any], now: Mapping[str, Any], place: Path) -> None:

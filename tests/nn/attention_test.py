@@ -249,7 +249,9 @@ def test_every_sequence_model_takes_it(module, kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [AttentionKind(weights="threshold_differential", beta=0.5), AttentionKind(positions="rotary", groups=2)], ids=lambda k: k.weights
+    "kind",
+    [AttentionKind(weights="threshold_differential", beta=0.5), AttentionKind(positions="rotary", groups=2), AttentionKind(window=3)],
+    ids=["threshold_differential", "rotary", "window"],
 )
 def test_a_beam_search_scores_as_teacher_forcing_does(kind):
     method, batch = tiger_decoder.tiny()

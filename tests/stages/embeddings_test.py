@@ -22,10 +22,12 @@ from jaxrec.data.interactions import Interactions
 from jaxrec.data.sequences import Sequences
 from jaxrec.data.source import Source
 from jaxrec.experiment import Experiment
+from jaxrec.interop import safetensors_files
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.bert import BERT, pool
 from jaxrec.nn.features import Feature
 from jaxrec.nn.modernbert import ModernBERT
+from jaxrec.nn.t5 import T5
 from jaxrec.param import create, flatten
 from jaxrec.stages.embeddings import BertEncoder, EmbeddingFile, TextEmbeddings, TextEncoder, TfidfSvd, item_texts, padded_length, unit
 from jaxrec.stages.pretrained import PretrainedBert
@@ -230,6 +232,19 @@ def test_a_modernbert_is_opened_by_its_config(tmp_path):
         np.testing.assert_array_equal(held[name][: encoder.vocabulary], leaf[: encoder.vocabulary])
 
 
+def test_of_a_t5_the_encoder_reads(tmp_path):
+    whole = T5(vocabulary=len(WORDS) + 4, dim=8, layers=2, decoder_layers=1, heads=2, head=4, hidden=12)
+    params = create(whole.spec(), jax.random.key(0))
+    model = published(tmp_path / "model", whole.to_config(), whole.to_hf(params))
+    texts = sentences(3)
+    ids = np.zeros((3, 16), np.int32)
+    for row, text in zip(ids, texts, strict=True):
+        words = [2, *(4 + WORDS.index(word) for word in text.split()[:14]), 3]
+        row[: len(words)] = words
+    wanted = jax.jit(lambda ids: pool(params(ids, ids > 0), ids > 0, "mean"))(ids)
+    np.testing.assert_allclose(BertEncoder(str(model), length=16).encode(texts), unit(np.asarray(wanted)), rtol=0, atol=1e-5)
+
+
 def test_bert_encoder_options(model):
     texts = sentences(3)
     raw, whole = (BertEncoder(str(model), length=16, batch=4, normalize=normalize).encode(texts) for normalize in (False, True))
@@ -251,6 +266,19 @@ def test_bert_encoder_is_known_by_its_content(model, tmp_path):
     (copy / "model.safetensors").write_bytes(weights)
     assert moved.fingerprint() != column.fingerprint()
     assert column.get().shape == (5, 8)
+
+
+def test_bert_encoder_reads_its_folder_once_and_a_column_keeps_nothing_of_it(model, monkeypatch):
+    reads, own = [], safetensors_files.read
+    monkeypatch.setattr(safetensors_files, "read", lambda folder: reads.append(folder) or own(folder))
+    column = TextEmbeddings(Shop(), BertEncoder(str(model), length=16))
+    for text in ("oil", "hair"):
+        column.encoder.encode([text])
+    assert reads == [model]
+    fresh = dataclasses.replace(column, encoder=dataclasses.replace(column.encoder))
+    held = dict(vars(fresh.encoder))
+    fresh.vectors(Shop().read())
+    assert vars(fresh.encoder) == held  # a column lives as long as its experiment, and weights would stay on the device
 
 
 def test_bert_encoder_says_what_it_cannot(model, monkeypatch):
@@ -278,7 +306,7 @@ def test_bert_encoder_says_what_it_cannot(model, monkeypatch):
         BertEncoder(str(model), pooling="max")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(ModuleNotFoundError, match=r"need the package tokenizers: pip install 'jaxrec\[hf\]'"):
-        encoder.encode(["oil"])
+        BertEncoder(str(model), length=16).encode(["oil"])
     (model / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no tokenizer.json; it holds config.json, model.safetensors"):
         TextEmbeddings(Shop(), encoder).get()

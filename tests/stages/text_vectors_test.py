@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from jaxrec.artifact import locked
+from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.interop import safetensors_files
 from jaxrec.nn import language_families
 from jaxrec.nn.attention import AttentionKind
@@ -19,7 +20,7 @@ from jaxrec.nn.language_model import LanguageModel
 from jaxrec.nn.token_prepending import TokenPrepending, batch, embed, lay_out
 from jaxrec.param import create
 from jaxrec.stages import text_vectors
-from jaxrec.stages.embeddings import BertEncoder, TextEncoder
+from jaxrec.stages.embeddings import BertEncoder, TextEmbeddings, TextEncoder
 from jaxrec.stages.language_model_embeddings import LanguageModelEncoder
 from jaxrec.stages.text_vectors import open_encoder, read_texts, write_vectors
 
@@ -63,6 +64,8 @@ def texts(tmp_path):
 @dataclass(frozen=True)
 class Lengths(TextEncoder):
     """A text's length and a one."""
+
+    batch: int = field(default=1, metadata={"fingerprint": False})
 
     def encode(self, texts):
         return np.array([[len(text), 1] for text in texts], np.float32)
@@ -168,6 +171,47 @@ def test_what_stands_there_already_is_left_alone(texts, tmp_path, monkeypatch):
         write_vectors(Lengths(), texts, tmp_path / "out.npy")
 
 
+def test_files_of_others_where_this_one_writes_are_left_alone(texts, tmp_path):
+    chunks = tmp_path / "out.chunks"
+    for name, content, message in (
+        ("out.json", '{"a": 1}', r"out.json exists, and does not say of what vectors were made, so it is left alone; choose another output, or move it"),
+        ("out.json", "[1]", r"out.json exists, and does not say of what"),
+        ("out.chunks", "x", r"out.chunks is where chunks would go, and out.chunks there is none of them, so it is left alone; choose another output"),
+        ("out.chunks/notes.txt", "x", r"out.chunks is where chunks would go, and notes.txt there is none of them"),
+        ("out.chunks/00000000.npz", "x", r"00000000.npz there is none of them"),  # nothing says that chunks were begun
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ValueError, match=message):
+            write_vectors(Lengths(), texts, tmp_path / "out.npy")
+        assert sorted(tmp_path.rglob("*")) == before and (tmp_path / name).read_text() == content
+        (tmp_path / name).unlink()
+    (chunks / "made_of.json").write_text("{}")
+    (chunks / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes.txt there is none of them"):
+        write_vectors(Lengths(), texts, tmp_path / "out.npy")
+    (chunks / "notes.txt").unlink()
+    assert write_vectors(Lengths(), texts, tmp_path / "out.npy").texts == 7 and not chunks.exists()
+
+
+def test_chunks_are_removed_while_nobody_else_may_write(texts, tmp_path, monkeypatch):
+    def remove(folder):
+        with pytest.raises(RuntimeError, match="busy"), locked(folder / "lock", wait=False, busy="busy"):
+            pass
+        removed.append(folder)
+
+    removed = []
+    monkeypatch.setattr(text_vectors.shutil, "rmtree", remove)
+    write_vectors(Lengths(), texts, tmp_path / "out.npy")
+    assert removed == [tmp_path / "out.chunks"]
+
+
+def test_another_batch_goes_on(texts, tmp_path):
+    written = write_vectors(Lengths(batch=1), texts, tmp_path / "out.npy", chunk=2)
+    assert write_vectors(Lengths(batch=2), texts, tmp_path / "out.npy", chunk=2) == written
+
+
 def test_what_dies_between_the_last_two_renames_is_mended(texts, tmp_path, monkeypatch):
     def dies(path):
         raise KeyboardInterrupt
@@ -235,4 +279,14 @@ def test_misuse_is_told(folder, encoder, tmp_path):
 
 
 def test_vectors_of_the_same_files_are_the_same_artifact(folder, encoder, tmp_path):
-    assert set(encoder.inputs()) == {"config.json", "tokenizer.json", "model.safetensors"}
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    source = Synthetic()
+    fingerprint = TextEmbeddings(source, encoder).fingerprint()
+    moved = TextEmbeddings(source, dataclasses.replace(encoder, model=str(copy), batch=5))
+    assert moved.fingerprint() == fingerprint != TextEmbeddings(source, dataclasses.replace(encoder, blocks=6)).fingerprint()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        content = (copy / name).read_bytes()
+        (copy / name).write_bytes(content + b" ")
+        assert moved.fingerprint() != fingerprint, name
+        (copy / name).write_bytes(content)
+    assert moved.fingerprint() == fingerprint
