@@ -78,6 +78,8 @@ class Collection:
       texts: [N] "" where there is none.
       queries: by split, "train", "validation" or "test".
       qrels: by split, the same splits.
+      reasoning: by split, where a set has it: [Q] the steps of thought from each query to what would answer it, each a text; none for a query
+        without.
 
     Raises:
       ValueError: an id that is empty or given twice, a query without text, a document judged twice for a query, rows that do not
@@ -89,6 +91,7 @@ class Collection:
     texts: list[str]
     queries: Mapping[str, Queries]
     qrels: Mapping[str, Qrels]
+    reasoning: Mapping[str, Sequence[Sequence[str]]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if not len(self.ids) == len(self.titles) == len(self.texts):
@@ -102,6 +105,10 @@ class Collection:
             if len(ids) != len(texts):
                 raise ValueError(f"{split}: {len(ids)} ids and {len(texts)} texts of queries; every query has one of each")
             self._check_qrels(split, self.qrels[split])
+        for split, reasoning in self.reasoning.items():
+            if split not in self.queries or len(reasoning) != len(self.queries[split].ids):
+                asked = f"{len(self.queries[split].ids)} queries" if split in self.queries else "no such split"
+                raise ValueError(f"{split}: reasoning for {len(reasoning)} queries, and there are {asked}; give each query its steps, an empty list for none")
 
     def _check_qrels(self, split: str, qrels: Qrels) -> None:
         count, judged = len(self.queries[split].ids), len(qrels)
@@ -127,7 +134,8 @@ class Collection:
         """Writes the documents, and the queries and qrels of each split, into `folder`."""
         _write_lines(folder / "documents.jsonl.gz", zip(self.ids, self.titles, self.texts, strict=True), ("id", "title", "text"))
         for split, (ids, texts) in self.queries.items():
-            _write_lines(folder / f"{split}.jsonl.gz", zip(ids, texts, strict=True), ("id", "text"))
+            steps = {"reasoning": self.reasoning[split]} if split in self.reasoning else {}
+            _write_lines(folder / f"{split}.jsonl.gz", zip(ids, texts, *steps.values(), strict=True), ("id", "text", *steps))
             qrels = self.qrels[split]
             np.savez(folder / f"{split}.npz", offsets=qrels.offsets, documents=qrels.documents, grades=qrels.grades)
 
@@ -151,7 +159,8 @@ class Collection:
         except ValueError as error:
             raise ValueError(f"{error}; {REBUILD}") from None
         queries = {split: Queries([row["id"] for row in rows], [row["text"] for row in rows]) for split, rows in asked.items()}
-        return cls(*([row[key] for row in documents] for key in ("id", "title", "text")), queries=queries, qrels=qrels)
+        reasoning = {split: [row["reasoning"] for row in rows] for split, rows in asked.items() if "reasoning" in rows[0]}
+        return cls(*([row[key] for row in documents] for key in ("id", "title", "text")), queries=queries, qrels=qrels, reasoning=reasoning)
 
 
 class CollectionSource(Artifact):

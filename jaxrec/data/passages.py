@@ -89,25 +89,33 @@ class Passages(Data):
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of training queries [P] and of the documents [P] that are relevant to them."""
-        qrels = self.collection().qrels["train"]
+        splits = self.collection().qrels
+        if "train" not in splits:
+            raise ValueError(f"training needs training queries, and the collection has {', '.join(splits)} alone; take one with a training split")
+        qrels = splits["train"]
         relevant = qrels.grades > 0
         return qrels.queries[relevant], qrels.documents[relevant]
 
-    def batches(self, process: int = 0, processes: int = 1) -> Batches:
-        """The endless training batches of one process."""
+    def rows(self) -> dict[str, Any]:
+        """The training rows: each key of a batch, over all P pairs."""
         tokens, (query, document) = self.tokens(), self.pairs()
         rows: dict[str, Any] = {
-            "query": _Gather(tokens["train"], query),
-            "document": _Gather(tokens["documents"], document),
+            "query": Gathered(tokens["train"], query),
+            "document": Gathered(tokens["documents"], document),
             "query_row": query.astype(np.int32),
             "document_row": document.astype(np.int32),
             "mask": np.ones(len(query), np.float32),
         }
         if self.negatives is not None:
             rows["negative_row"] = self._hard_rows(query)
-            rows["negative"] = _Gather(tokens["documents"], rows["negative_row"])
+            rows["negative"] = Gathered(tokens["documents"], rows["negative_row"])
+        return rows
+
+    def batches(self, process: int = 0, processes: int = 1) -> Batches:
+        """The endless training batches of one process."""
+        rows = self.rows()
         if self.clusters is not None:
-            return ClusterBatches(rows, self.batch, self.seed, process, processes, cluster=np.asarray(self.clusters.get())[document])
+            return ClusterBatches(rows, self.batch, self.seed, process, processes, cluster=np.asarray(self.clusters.get())[rows["document_row"]])
         return Batches(rows, self.batch, self.seed, process, processes)
 
     def info(self) -> dict[str, Any]:
@@ -135,7 +143,7 @@ class Passages(Data):
         return np.ascontiguousarray(found[:, : self.hard])
 
 
-class _Gather:
+class Gathered:
     """Rows of a table by number, gathered only when asked for: `table[number[rows]]`."""
 
     def __init__(self, table: np.ndarray, number: np.ndarray):

@@ -24,12 +24,13 @@ _HEADERS = ("query-id", "query_id", "qid")
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """Documents or queries as a file has them; `where(row)` is the file and line of a row."""
+    """Documents or queries as a file has them; `where(row)` is the file and line of a row. `reasoning`: the steps of each query, where the file has some."""
 
     ids: list[str]
     texts: list[str]
     titles: list[str]
     where: Callable[[int], str]
+    reasoning: list[list[str]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Beir(CollectionSource):
     """A folder in BEIR's form: `corpus.jsonl`, `queries.jsonl` and `qrels/{train,dev,test}.tsv`; the first two may end in `.gz`.
 
     - `corpus.jsonl`: a line per document, `{"_id": "31715818", "title"?: text, "text"?: text}`; either text may be empty.
-    - `queries.jsonl`: a line per query of any split, `{"_id": "1", "text": text}`.
+    - `queries.jsonl`: a line per query of any split, `{"_id": "1", "text": text, "reasoning"?: texts}`, the last being steps of thought towards an answer.
     - `qrels/test.tsv`: a line per judgement, `query id, document id, grade` apart by tabs, with or without BEIR's header line.
 
     `dev` becomes the split "validation". The queries of a split are those that its qrels name, in the order of the queries' file.
@@ -192,9 +193,13 @@ def read_documents(path: Path) -> Texts:
 
 
 def read_queries(path: Path) -> Texts:
-    """Queries of a file of JSON lines `{"_id", "text"}`."""
+    """Queries of a file of JSON lines `{"_id", "text", "reasoning"?}`."""
     rows = read_json_lines(path, {"_id": str, "text": str})
-    return Texts([row["_id"] for row in rows], [row["text"] for row in rows], [], line_of(path))
+    reasoning = [row.get("reasoning") or [] for row in rows]
+    for line, steps in enumerate(reasoning, start=1):
+        if not isinstance(steps, list) or not all(isinstance(step, str) and step.strip() for step in steps):
+            raise ValueError(f"{path}:{line}: 'reasoning' must be a list of texts, one for each step, got {steps!r}; correct or remove it")
+    return Texts([row["_id"] for row in rows], [row["text"] for row in rows], [], line_of(path), reasoning if any(reasoning) else [])
 
 
 def read_qrels(path: Path) -> Judgements:
@@ -224,7 +229,7 @@ def join(documents: Texts, queries: Texts, judgements: Mapping[str, Judgements],
     check_ids(queries.ids, "query", queries.where)
     check_texts(queries.texts, queries.where)
     document_rows, query_rows = ({name: row for row, name in enumerate(texts.ids)} for texts in (documents, queries))
-    asked, qrels = {}, {}
+    asked, qrels, reasoning = {}, {}, {}
     for split, given in judgements.items():
         known = _known(given, query_rows, document_rows, drop_unknown, split)
         grades: dict[tuple[int, int], int] = {}  # by rows of query and document
@@ -238,7 +243,9 @@ def join(documents: Texts, queries: Texts, judgements: Mapping[str, Judgements],
             raise ValueError(f"{given.where(0)}: no judgement of {split} names a known query and document; the files must belong together")
         asked[split] = Queries([queries.ids[row] for row in rows], [queries.texts[row] for row in rows])
         qrels[split] = Qrels.gather(place, pairs[:, 1], [*grades.values()], count=len(rows))
-    return Collection(documents.ids, documents.titles, documents.texts, asked, qrels)
+        if queries.reasoning:
+            reasoning[split] = [queries.reasoning[row] for row in rows]
+    return Collection(documents.ids, documents.titles, documents.texts, asked, qrels, reasoning)
 
 
 def _known(given: Judgements, queries: Mapping[str, int], documents: Mapping[str, int], drop_unknown: bool, split: str) -> list[int]:

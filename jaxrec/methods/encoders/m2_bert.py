@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.method import FROM_DATA, Array, Batch, Encoder, Loss, Method, Vectors
-from jaxrec.methods.late_interaction.colbert import candidates, contrastive
 from jaxrec.nn.attention import Context
 from jaxrec.nn.bert import pool
 from jaxrec.nn.embedding import Embedding
@@ -26,6 +25,7 @@ from jaxrec.nn.linear import dropout
 from jaxrec.nn.long_convolution import MonarchGLU, MonarchLayer, MonarchMixer
 from jaxrec.nn.norm import LayerNorm, unit
 from jaxrec.nn.transformer import Stack, split_key
+from jaxrec.ops.contrastive import candidates, contrastive
 from jaxrec.param import Tree
 
 

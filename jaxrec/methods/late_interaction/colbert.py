@@ -23,6 +23,7 @@ from jaxrec.nn.linear import Linear
 from jaxrec.nn.modernbert import PreNormEncoder
 from jaxrec.nn.norm import unit
 from jaxrec.nn.transformer import split_key
+from jaxrec.ops.contrastive import candidates, contrastive, divergence
 from jaxrec.param import Tree, normal
 from kernels.maxsim import maxsim
 
@@ -124,38 +125,6 @@ class ColBERT(Method, Encoder):
         pieces = (jnp.moveaxis(leaf.reshape(self.chunk, parts, -1), 1, 0) for leaf in (ids, attended))
         encoded = jax.lax.map(jax.checkpoint(lambda piece: params(*piece)), (*pieces, keys))
         return jnp.moveaxis(encoded, 0, 1).reshape(-1, *encoded.shape[2:])
-
-
-def candidates(batch: Batch, *, in_batch: bool) -> tuple[Array, Array]:
-    """(excluded [B, C] bool, own [B, 1 + S] columns of a row's own documents) among the C = B (1 + S) documents of a batch.
-
-    The first B documents are those relevant to the rows, then come the rows' hard negatives. A row's relevant document is never excluded; other
-    columns are if they hold a document that the batch knows to be relevant to the same query, or belong to a row of weight zero.
-    """
-    query, document = batch["query_row"], batch["document_row"]
-    rows = jnp.arange(len(query))
-    hard = batch["negative_row"] if "negative_row" in batch else jnp.zeros((len(query), 0), document.dtype)  # [B, S]
-    owner = jnp.concatenate([rows, jnp.repeat(rows, hard.shape[1])])  # [C]
-    shown = jnp.concatenate([document, hard.reshape(-1)])  # [C]
-    same = (query[:, None] == query[None, :]) & (batch["mask"] > 0)[None, :]  # [B, B] rows of one query
-    answers = (same[:, :, None] & (document[:, None] == shown[None, :])[None]).any(axis=1)  # [B, C] who is relevant to whom, as far as the batch says
-    excluded = answers | (batch["mask"][owner] == 0)[None, :]
-    if not in_batch:
-        excluded |= owner[None, :] != rows[:, None]
-    own = jnp.concatenate([rows[:, None], len(rows) + rows[:, None] * hard.shape[1] + jnp.arange(hard.shape[1])[None, :]], axis=1)
-    return excluded.at[rows, rows].set(False), own
-
-
-def contrastive(scores: Array, excluded: Array, weight: Array) -> tuple[Array, Array]:
-    """(sum, weight) of -log softmax of a row's own score, the diagonal of [B, C], among those not `excluded` [B, C]."""
-    scores = jnp.where(excluded, -jnp.inf, scores)
-    return (jnp.where(weight > 0, jax.nn.logsumexp(scores, axis=1) - jnp.diagonal(scores), 0) * weight).sum(), weight.sum()
-
-
-def divergence(teacher: Array, scores: Array, weight: Array) -> tuple[Array, Array]:
-    """(sum, weight) of KL(softmax(teacher) || softmax(scores)) over each row's documents [B, 1 + S]."""
-    wanted, given = jax.nn.log_softmax(teacher.astype(jnp.float32), axis=1), jax.nn.log_softmax(scores, axis=1)
-    return (jnp.where(weight > 0, (jnp.exp(wanted) * (wanted - given)).sum(axis=1), 0) * weight).sum(), weight.sum()
 
 
 def tiny() -> tuple[ColBERT, dict[str, Any]]:

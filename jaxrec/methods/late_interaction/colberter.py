@@ -30,10 +30,11 @@ from flax import struct
 
 from jaxrec.method import FROM_DATA, Array, Batch, Loss, Vectors
 from jaxrec.methods.late_interaction import colbert
-from jaxrec.methods.late_interaction.colbert import ColBERT, candidates, contrastive
+from jaxrec.methods.late_interaction.colbert import ColBERT
 from jaxrec.nn.bert import PostNormEncoder
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.transformer import split_key
+from jaxrec.ops.contrastive import candidates, contrastive
 from jaxrec.param import Param, Tree, lecun, normal, ones, zeros
 
 APART = 1e4

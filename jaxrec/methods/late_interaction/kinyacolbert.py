@@ -135,7 +135,7 @@ class KinyaColBERT(ColBERT):
 def tiny() -> tuple[KinyaColBERT, dict[str, Any]]:
     """A small case for the contract tests."""
     method, batch = colbert.tiny()
-    small = BERT(vocabulary=method.encoder.vocabulary, length=12, dim=4, layers=1, heads=2, hidden=8, types=1, dropout=0.0)
-    return KinyaColBERT(
-        encoder=method.encoder, dim=8, pad=0, mask_token=3, punctuation=method.punctuation, morphology=small, continues=tuple(range(20, 40))
-    ), batch
+    encoder = method.encoder
+    assert isinstance(encoder, BERT)
+    small = BERT(vocabulary=encoder.vocabulary, length=12, dim=4, layers=1, heads=2, hidden=8, types=1, dropout=0.0)
+    return KinyaColBERT(encoder=encoder, dim=8, pad=0, mask_token=3, punctuation=method.punctuation, morphology=small, continues=tuple(range(20, 40))), batch
