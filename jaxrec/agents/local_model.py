@@ -7,9 +7,10 @@ likelihoods = model.logprob(["The capital of France is"], [" Paris"])
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ import numpy as np
 
 from jaxrec.agents.protocols import Completion, Finish, TextGenerator, TextScorer
 from jaxrec.interop import safetensors_files
-from jaxrec.interop.tokenizer_files import open_tokenizer
+from jaxrec.interop.tokenizer_files import check_known, open_tokenizer
 from jaxrec.nn import language_families
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.ops.padding import padded_length
@@ -35,7 +36,7 @@ class LocalModel(TextGenerator, TextScorer):
     """A model folder: `config.json`, weights in safetensors, `tokenizer.json`. It is read at the first call.
 
     A text's result depends on nothing but the text and the arguments: a batch always has `batch` rows, and is as wide as each of its prompts asks
-    for by itself, so every company leads through the same program. A prompt's randomness comes from the seed and the prompt.
+    for by itself, so every company leads through the same program. A prompt's randomness comes from its seed and the prompt.
 
     Attributes:
       model: folder or hub id.
@@ -56,16 +57,22 @@ class LocalModel(TextGenerator, TextScorer):
         if self.batch < 1 or self.look < 1:
             raise ValueError(f"batch={self.batch} and look={self.look} must be at least 1")
 
-    def generate(self, prompts: Sequence[str], *, stop: Sequence[str] = (), max_new: int = 256, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[str], *, stop: Sequence[str] = (), max_new: int = 256, temperature: float = 0.0, seed: int | Sequence[int] = 0
+    ) -> list[Completion]:
         """As `TextGenerator.generate`.
 
         Raises:
-          ValueError: a prompt and what is to follow are longer than the model, a prompt has no token, or an argument is outside its range.
+          ValueError: a prompt and what is to follow are longer than the model, a prompt has no token, there are not as many seeds as prompts, or an
+            argument is outside its range.
         """
         if max_new < 1 or temperature < 0 or "" in stop:
             raise ValueError(f"max_new={max_new} must be at least 1, temperature={temperature} at least 0, and no stop string empty")
         if isinstance(prompts, str) or isinstance(stop, str):
             raise ValueError("prompts and stop are lists of strings, and one of them is a string; put it into a list")
+        seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds and {len(prompts)} prompts: give one seed for each prompt, or one number for all")
         rows = [self._prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts)]
         length = self._loaded.model.length
         for number, row in enumerate(rows):
@@ -76,7 +83,7 @@ class LocalModel(TextGenerator, TextScorer):
         found: dict[int, Completion] = {}
         for width, group in _batches([min(padded_length(len(row)), length - max_new) for row in rows], self.batch):
             room = min(padded_length(max_new), length - width)
-            keys = [jax.random.fold_in(jax.random.key(seed), zlib.crc32(prompts[number].encode())) for number in group]
+            keys = [jax.random.fold_in(jax.random.key(seeds[number]), zlib.crc32(prompts[number].encode())) for number in group]
             ids, segment = self._padded([rows[number] for number in group], width)
             done = jnp.asarray(np.arange(self.batch) >= len(group))
             writing = self._programs.read(self._loaded.params, ids, segment, done, room=room)
@@ -136,9 +143,7 @@ class LocalModel(TextGenerator, TextScorer):
 
     def _encode(self, text: str, what: str, *, special: bool) -> list[int]:
         ids = self._loaded.tokenizer.encode(text, add_special_tokens=special).ids
-        if ids and max(ids) >= self._loaded.model.vocabulary:
-            token = self._loaded.tokenizer.id_to_token(max(ids))
-            raise ValueError(f"{what} has the token {token!r}, number {max(ids)}, and the model has vectors for {self._loaded.model.vocabulary}; leave it out")
+        check_known(self._loaded.tokenizer, ids, what, vocabulary=self._loaded.model.vocabulary)
         return ids
 
     def _padded(self, rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,9 +182,21 @@ class _Programs:
             hidden = params(ids, segment)[:, -last - 1 : -1]
             return params.log_likelihood(hidden.reshape(-1, hidden.shape[-1]), ids[:, -last:].reshape(-1)).reshape(len(ids), last)
 
-        self.read = jax.jit(read, static_argnames="room")
-        self.write = jax.jit(write_on, donate_argnums=1)
-        self.score = jax.jit(score, static_argnames="last")
+        self.read = jax.jit(_in_own_precision(read), static_argnames="room")
+        self.write = jax.jit(_in_own_precision(write_on), donate_argnums=1)
+        self.score = jax.jit(_in_own_precision(score), static_argnames="last")
+
+
+def _in_own_precision(program: Callable[..., Any]) -> Callable[..., Any]:
+    """Accelerators would round float32 products to tf32 or bfloat16; bfloat16 products are what they are."""
+
+    @functools.wraps(program)
+    def run(params: Decoder, *arguments: Any, **options: Any) -> Any:
+        exact = params.word.table.dtype == jnp.float32
+        with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
+            return program(params, *arguments, **options)
+
+    return run
 
 
 class _Continuation:

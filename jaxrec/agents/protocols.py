@@ -35,8 +35,14 @@ class Completion:
 class TextGenerator:
     """Writes on after prompts."""
 
-    def generate(self, prompts: Sequence[str], *, stop: Sequence[str] = (), max_new: int = 256, temperature: float = 0.0, seed: int = 0) -> list[Completion]:
-        """One completion for each prompt: at most `max_new` tokens, up to the first of the strings `stop`; temperature 0 is greedy."""
+    def generate(
+        self, prompts: Sequence[str], *, stop: Sequence[str] = (), max_new: int = 256, temperature: float = 0.0, seed: int | Sequence[int] = 0
+    ) -> list[Completion]:
+        """One completion for each prompt: at most `max_new` tokens, up to the first of the strings `stop`; temperature 0 is greedy.
+
+        What is drawn depends on a prompt and its seed alone, so equal prompts with one seed get equal texts: for several of one prompt, give `seed` as a
+        list, one for each prompt.
+        """
         raise TypeError(f"{type(self).__name__} does not generate")
 
 

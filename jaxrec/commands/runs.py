@@ -30,29 +30,11 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _eval(options: argparse.Namespace, rest: list[str]) -> None:
-    from jaxrec.data.passages import Passages
-    from jaxrec.data.text import TextRows
+    from jaxrec.stages.reports import evaluate
 
     experiment = chosen(options, rest)
-    if isinstance(experiment.data, Passages):
-        from jaxrec.evals import search
-        from jaxrec.stages.searches import evaluate_search
-
-        judged = evaluate_search(experiment, workdir(options, experiment), options.split)
-        print(json.dumps(search.to_json(judged), indent=1) if options.json else search.table(judged))
-        return
-    if isinstance(experiment.data, TextRows):
-        from jaxrec.evals import language_modelling
-        from jaxrec.stages.language_runs import evaluate_text
-
-        found = evaluate_text(experiment, workdir(options, experiment), options.split)
-        print(json.dumps(found, indent=1) if options.json else language_modelling.table(experiment.name, found))
-        return
-    from jaxrec.evals.report import table, to_json
-    from jaxrec.stages.runs import evaluate_beside
-
-    systems = evaluate_beside(experiment, workdir(options, experiment), options.split)
-    print(json.dumps(to_json(systems), indent=1) if options.json else table(systems))
+    report = evaluate(experiment, workdir(options, experiment), options.split)
+    print(json.dumps(report.json, indent=1) if options.json else report.text)
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> None:
@@ -114,7 +96,7 @@ COMMANDS = {
     "train": Command(
         _train, "train an experiment; run the same command again to resume; any field is an option: --method.dim 128", _train_arguments, overridable=True
     ),
-    "eval": Command(_eval, "rank the whole catalogue for every user, beside all baselines", _eval_arguments, overridable=True),
+    "eval": Command(_eval, "what a run is worth: recommenders and retrievers on everything there is, beside all baselines", _eval_arguments, overridable=True),
     "compare": Command(_compare, "is one run better than another? paired, with significance", _compare_arguments),
     "demo": Command(_demo, "data, training, evaluation, export and query, on this machine's Python code", _demo_arguments),
 }

@@ -35,6 +35,8 @@ class RandomNegatives(Negatives):
 
     def build(self, folder: Path) -> None:
         collection, random = self.source.get(), np.random.default_rng(self.seed)
+        if "train" not in collection.qrels:
+            raise ValueError(f"negatives are of training queries, and the collection has {', '.join(collection.qrels)} alone; take one with a training split")
         qrels, documents = collection.qrels["train"], len(collection.ids)
         drawn = np.empty((len(qrels.offsets) - 1, self.count), np.int32)
         for query in range(len(drawn)):

@@ -77,7 +77,7 @@ class Upgrade:
 
 def rank_pairs(method: HBCT, params: Tree, examples: Examples, *, items: int, length: int, names: Sequence[str] = PAIRS) -> dict[str, Ranks]:
     """Each pair -> the ranks of the same targets. The old model is asked as it is deployed: by inner products, in its own space."""
-    systems = {"M(n,n)": (method, params), "M(n,o)": (OldIndex(method), params), "M(o,o)": (method.old, params["old"])}
+    systems: dict[str, tuple[Any, Tree]] = {"M(n,n)": (method, params), "M(n,o)": (OldIndex(method), params), "M(o,o)": (method.old, params["old"])}
     return {name: rank(*systems[name], examples, items=items, length=length) for name in names}
 
 

@@ -68,6 +68,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 SHARED = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4, "attention_bias": False, "hidden_act": "silu"}
 NULLS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 """Entries in which null means none, and not the default."""
+ROTARIES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""By the `rope_type`, what else a config says of it."""
 ARCHITECTURES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma2": "Gemma2", "gemma3_text": "Gemma3"}
 
 
@@ -260,15 +266,17 @@ def _rotary(config: Config, kind: str) -> Rotary:
     theta, scaling = (config["rope_local_base_freq"], {}) if local else (config["rope_theta"], config.get("rope_scaling") or {})
     said = scaling if not said else said.get(kind, {}) if "full_attention" in said or "sliding_attention" in said else said
     name = said.get("rope_type", said.get("type", "default"))
-    if name not in ("default", "linear", "llama3"):
-        raise ValueError(f"config.json says rope_type={name!r}; default, linear and llama3 are known")
+    if name not in ROTARIES:
+        raise ValueError(f"config.json says rope_type={name!r}; the types known are {', '.join(ROTARIES)}")
+    if missing := [entry for entry in ROTARIES[name] if said.get(entry) is None]:
+        raise ValueError(f"config.json says rope_type={name!r} without {', '.join(missing)}; take the one that was published with the weights")
     rotary = Rotary(theta=float(said.get("rope_theta", theta)))
     if name == "default":
         return rotary
     rotary = dataclasses.replace(rotary, scaling=name, factor=float(said["factor"]))
     if name == "linear":
         return rotary
-    low, high, original = (said[entry] for entry in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
+    low, high, original = (said[entry] for entry in ROTARIES[name][1:])
     return dataclasses.replace(rotary, low=float(low), high=float(high), original=int(original))
 
 

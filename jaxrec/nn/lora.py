@@ -108,7 +108,7 @@ class LoRA:
 
         return {name: one(linear.kernel) for name, linear in self._targets(base).items()}
 
-    def attach(self, params: Tree, adapters: Adapters, which: jax.Array | np.ndarray | int | None = None) -> Tree:
+    def attach(self, params: Tree, adapters: Adapters, which: jax.Array | np.ndarray | np.integer | int | None = None) -> Tree:
         """The model in which every target is `Adapted`; params and adapters are shared, not copied.
 
         Args:
@@ -122,8 +122,8 @@ class LoRA:
         """
         if which is None and self.adapters > 1:
             raise ValueError(f"there are {self.adapters} adapters; say with `which` the one of all rows, or of each row")
-        if which is None or isinstance(which, int):
-            chosen = self._chosen(params, adapters, which or 0)
+        if which is None or isinstance(which, int | np.integer):
+            chosen = self._chosen(params, adapters, int(which or 0))
             return _replaced(params, chosen, lambda linear, pair: Adapted(linear, pair.a, pair.b, None, self.scale))
         if isinstance(which, np.ndarray) and np.max(which, initial=0) >= self.adapters:
             raise ValueError(f"which={np.max(which)} is none of the {self.adapters} adapters, numbered from 0; -1 is none")

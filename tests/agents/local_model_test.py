@@ -67,6 +67,26 @@ def test_a_text_is_the_same_alone_and_in_any_company(model):
     assert model.generate([], max_new=12) == []
 
 
+def test_equal_prompts_with_seeds_of_their_own_are_different_samples(model):
+    together = model.generate(["abc"] * 4, max_new=12, temperature=1.0, seed=[3, 4, 5, 3])
+    same(together[0], together[3])
+    assert len({completion.text for completion in together}) == 3
+    for seed, completion in zip((3, 4, 5), together, strict=False):
+        same(model.generate(["abc"], max_new=12, temperature=1.0, seed=seed)[0], completion)
+
+
+def test_float32_products_are_rounded_on_no_accelerator(model, folder):
+    ids = np.ones((3, 8), np.int32)
+    for each, exact in ((model, True), (LocalModel(str(folder), batch=3, dtype="bfloat16"), False)):
+        params, programs = each._loaded.params, each._programs
+        read = programs.read.trace(params, ids, ids, np.zeros(3, bool), room=4)
+        writing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), read.out_info)
+        write = programs.write.trace(params, writing, jax.random.split(jax.random.key(0), 3), None, 4)
+        for traced in (read, write, programs.score.trace(params, ids, ids, last=2)):
+            text = str(traced.jaxpr)
+            assert text.count("precision=(Precision.HIGHEST,") == exact * text.count("dot_general[") and "dot_general[" in text
+
+
 def test_what_is_recorded_is_what_the_scorer_says(model):
     for prompt, completion in zip(PROMPTS, model.generate(PROMPTS, max_new=12), strict=True):
         assert completion.token_ids.dtype == np.int32 and completion.logprobs.dtype == np.float32
@@ -122,6 +142,7 @@ def test_misuse_is_told(model, folder):
         ({"prompts": ["a"], "temperature": -1.0}, "temperature=-1.0 at least 0"),
         ({"prompts": ["a"], "stop": [""]}, "no stop string empty"),
         ({"prompts": "abc"}, "prompts and stop are lists of strings"),
+        ({"prompts": ["a", "b"], "seed": [1]}, "1 seeds and 2 prompts: give one seed for each prompt, or one number for all"),
         ({"prompts": ["a", ""]}, "prompt 1 has no tokens, and the model no token to begin with"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -76,6 +76,8 @@ def test_there_are_twelve_tasks():
     [
         ({"documents": [*DOCUMENTS, DOCUMENTS[0]]}, r"qmsum_test\.jsonl\.gz:4: document id 'qmsum_Passage_0' appears a second time"),
         ({"documents": [*DOCUMENTS, {"dataset": "qmsum", "pid": "p"}]}, r"qmsum_test\.jsonl\.gz:4: has no 'passage'; a row has dataset, pid, passage"),
+        ({"documents": [*DOCUMENTS, {"dataset": "qmsum", "pid": "p", "passage": 7}]}, r"qmsum_test\.jsonl\.gz:4: passage must be text, got 7; write it as a"),
+        ({"queries": [*QUERIES, {**QUERIES[0], "qid": "q", "query": None}]}, r"test\.jsonl:5: query must be text, got None; write it as a string"),
         ({"documents": [*DOCUMENTS, {"pid": "p", "passage": "x"}]}, r"qmsum_test\.jsonl\.gz:4: 'dataset' must be non-empty str, got None"),
         ({"queries": [*QUERIES, {**QUERIES[0], "qid": "q", "query": " "}]}, r"test\.jsonl:5: the query has no text"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,23 @@ def test_passages_take_them():
     batch = next(iter(data.batches()))
     assert batch["negative"].shape == (4, 3, 12)
     np.testing.assert_array_equal(batch["negative"], data.tokens()["documents"][batch["negative_row"]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked(SyntheticCollection):
+    """Without a training split, as most published collections are."""
+
+    def read(self):
+        whole = super().read()
+        return dataclasses.replace(whole, queries={"test": whole.queries["test"]}, qrels={"test": whole.qrels["test"]})
+
+
+def test_a_collection_without_training_queries_says_which_it_has():
+    source = Asked(documents=20, queries=3)
+    with pytest.raises(ValueError, match="negatives are of training queries, and the collection has test alone; take one with a training split"):
+        RandomNegatives(source).get()
+    with pytest.raises(ValueError, match="training needs training queries, and the collection has test alone; take one with a training split"):
+        Passages(source, WordPiece(source, size=256)).pairs()
 
 
 def test_errors_name_the_value_and_the_fix():

@@ -79,7 +79,12 @@ def test_what_no_family_has_is_named():
 def test_what_is_not_known_is_told():
     for change, message in (
         ({"model_type": "gpt2"}, rf"model_type='gpt2'; the families known are {', '.join(DEFAULTS)}"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'; default, linear and llama3 are known"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'; the types known are default, linear, llama3"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_type='linear' without factor; take the one that was published with the weights"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": None}},
+            "rope_type='llama3' without low_freq_factor, high_freq_factor, original_max_position_embeddings; take",
+        ),
         ({"mlp_bias": True}, "mlp_bias=True, which is not supported"),
         ({"hidden_act": "swish"}, "activation='swish' is not one of"),
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["chunked"] * 16}, "layer_types with chunked; full_attention and"),

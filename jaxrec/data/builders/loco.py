@@ -75,6 +75,9 @@ class LoCo(CollectionSource):
             mine = [row for row, dataset in enumerate(datasets) if dataset == self.task]
             rows += [found[row] for row in mine]
             places += [(where, row) for row in mine]
+            text = str if part == "queries" else str | None
+            if bad := [row for row in mine if not isinstance(found[row][1], text)]:
+                raise ValueError(f"{where(bad[0])}: {columns[1]} must be text, got {found[bad[0]][1]!r}; write it as a string")
             if part == "queries" and (bad := [row for row in mine if not isinstance(found[row][-1], list)]):
                 raise ValueError(f"{where(bad[0])}: {columns[-1]} must be a list of the ids of documents, got {found[bad[0]][-1]!r}")
         if not rows:

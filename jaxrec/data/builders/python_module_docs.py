@@ -1,7 +1,7 @@
 """The default set of long documents, which needs no download: find the Python module whose documentation a sentence was taken from.
 
 A document is all that a module says of itself, thousands of words; a query is the first sentence of one of its docstrings, which is then taken out of the
-document. So no document holds the query, and which part of the document answers it is known: results can be cut by where it stands.
+document. So the document that answers a query does not hold it, and which part of it answers is known: results can be cut by where it stands.
 """
 
 from __future__ import annotations
