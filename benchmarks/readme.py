@@ -18,6 +18,7 @@ MODULES = {"SASRec": "sequential.sasrec", "ESASRec": "sequential.esasrec", "HSTU
 MODULES |= {"EnsRec": "sequential.ensrec", "TIGER": "generative.tiger", "TIGERDecoder": "generative.tiger_decoder"}
 MODULES |= {"ColBERT": "late_interaction.colbert", "XTR": "late_interaction.xtr", "ColBERTer": "late_interaction.colberter"}
 MODULES |= {"KinyaColBERT": "late_interaction.kinyacolbert", "ColEmbed": "late_interaction.colembed"}
+MODULES |= {"LastToken": "dense.last_token", "LaSER": "dense.laser"}
 MODULES |= {"HBCT": "sequential.hbct", "Hydra": "late_interaction.hydra", "MetaLoRA": "adaptation.meta_lora", "CausalLM": "language.causal_lm"}
 MODULES |= {"M2BERT": "encoders.m2_bert", "M2BERTPretraining": "encoders.m2_bert_pretraining"}
 MODULES |= {"Popularity": "sequential.popularity", "LastItem": "sequential.last_item", "Markov": "sequential.markov", "ItemKNN": "sequential.item_knn"}
@@ -35,6 +36,8 @@ def main() -> None:
             "search": search(load("scifact")),
             "index": index(load("multivector_index")),
             "language": language(load("long_context")),
+            "passkey": passkey(load("passkey")),
+            "personas": personas(load("meta_lora_personas")),
             "parity": parity(load("parity")),
             "speed": speed([row for name in SPEED for row in load(name)]),
         },
@@ -153,6 +156,32 @@ def language(results: list[dict[str, Any]]) -> str:
         cells = [f"{row['loss'][length]['loss']:.4f}" if length in row["loss"] else "" for length in lengths]
         attention = [f"{row['attention'][name]:.3f}" for name in shares]
         lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(cells)} | {' | '.join(attention)} |")
+    return "\n".join(lines) + "\n"
+
+
+def passkey(results: list[dict[str, Any]]) -> str:
+    """A row per kind of attention: the share of keys given back whole, by length of the row."""
+    if not results:
+        return ""
+    lengths = list(dict.fromkeys(length for row in results for length in row["keys"]))
+    lines = [f"Test keys given back whole, by characters in a row; {results[0]['device']}; {span(results)}.", ""]
+    lines += [f"| model, attention | steps | {' | '.join(lengths)} |", "|---|---|" + "---|" * len(lengths)]
+    for row in sorted(results, key=lambda row: -row["ours"]):
+        cells = [f"{row['keys'][length]['keys']:.3f}" if length in row["keys"] else "" for length in lengths]
+        lines.append(f"| {row['name']} | {row['steps']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def personas(results: list[dict[str, Any]]) -> str:
+    """A row per retraining, each task's accuracy averaged over seeds."""
+    if not results:
+        return ""
+    tasks = list(results[0]["tasks"])
+    lines = [f"Accuracy, chance {results[0]['chance']}, mean over {len(results[0]['seeds'])} seeds; {results[0]['device']}; {span(results)}.", ""]
+    lines += [f"| adapters of new tasks | mean | {' | '.join(tasks)} |", "|---|---|" + "---|" * len(tasks)]
+    for row in results:
+        cells = [f"{row['tasks'][task]:.3f}" for task in tasks]
+        lines.append(f"| {row['name'].partition(', ')[2]} | {row['ours']:.3f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

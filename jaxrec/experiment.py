@@ -202,13 +202,12 @@ SEARCH = ("method.beams", "method.per_id", "method.constrained")
 def identify(experiment: Experiment) -> dict[str, Any]:
     """What a run is: its fields, and the content of the data and tables behind them, which a path does not tell."""
     tables = {name: table.fingerprint() for name, table in experiment.tables.items()}
-    source = getattr(experiment.data, "source", None)  # data that is made up on the spot has nothing behind its fields
     runs = {name: Path(at) / "experiment.json" for name, at in experiment.init_from.items() if isinstance(at, str)}
     starts = {name: checksum(path) for name, path in runs.items() if path.exists()}
-    content = {"data": source.fingerprint() if isinstance(source, Artifact) else None, "tables": tables, "starts": starts}
-    if isinstance(tokenizer := getattr(experiment.data, "tokenizer", None), Artifact):
-        content["tokenizer"] = tokenizer.fingerprint()
-    return {**describe(experiment), "content": content}
+    data: Any = experiment.data
+    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    behind = {name: value.fingerprint() for name, value in fields.items() if isinstance(value, Artifact)}  # data made up on the spot has nothing behind it
+    return {**describe(experiment), "content": {"data": behind.pop("source", None), **behind, "tables": tables, "starts": starts}}
 
 
 def changes(before: Mapping[str, Any], experiment: Experiment, *, search: bool = False) -> list[str]:

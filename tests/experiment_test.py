@@ -10,13 +10,18 @@ from typing import ClassVar
 import pytest
 
 from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.collection import SyntheticCollection
+from jaxrec.data.passages import Passages
 from jaxrec.data.sequences import Sequences
+from jaxrec.data.tokenizers import WordPiece
 from jaxrec.experiment import Evaluator, Experiment, changes, describe, differences, identify, load, override
 from jaxrec.method import Actor, Method
 from jaxrec.methods.generative.tiger_decoder import TIGERDecoder
+from jaxrec.methods.late_interaction.colbert import ColBERT
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.features import Feature
 from jaxrec.sharding import Layout
+from jaxrec.stages.hard_negatives import BM25Negatives
 
 SMALL = Experiment(method=SASRec(dim=16, layers=1), data=Sequences(Synthetic(users=64, items=50), batch=8, length=8), steps=6)
 FILE = """
@@ -137,6 +142,15 @@ def test_rows_of_another_form_than_the_method_learns_from_are_refused():
     wrong = Experiment(TIGERDecoder(), Sequences(Synthetic(users=64, items=50), batch=8), steps=1)
     with pytest.raises(ValueError, match="TIGERDecoder learns from rows of form 'stream', but data.form is 'next'; set data.form='stream'"):
         wrong.resolve()
+
+
+def test_whatever_the_data_is_made_of_counts():
+    source = SyntheticCollection()
+    data = Passages(source, WordPiece(source, size=300), batch=8, negatives=BM25Negatives(source), hard=1)
+    content = identify(Experiment(ColBERT(), data, steps=1))["content"]
+    assert {name for name, value in content.items() if value} == {"data", "tokenizer", "negatives"}
+    other = identify(Experiment(ColBERT(), dataclasses.replace(data, negatives=BM25Negatives(source, depth=70)), steps=1))["content"]
+    assert [name for name in content if content[name] != other[name]] == ["negatives"]
 
 
 def test_how_a_generator_searches_may_change_after_its_training():

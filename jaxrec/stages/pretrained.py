@@ -39,7 +39,9 @@ class PretrainedTokenizer(Tokenizer):
 
 @dataclass(frozen=True)
 class PretrainedBert(Artifact):
-    """The weights of a BERT, RoBERTa, ModernBERT or T5 (its encoder), to start from: `init_from={"bert": PretrainedBert("sentence-transformers/all-MiniLM-L6-v2")}`.
+    """The weights of a BERT, RoBERTa, ModernBERT or T5 (its encoder), to start from.
+
+    `Experiment(..., init_from={"bert": PretrainedBert("sentence-transformers/all-MiniLM-L6-v2")})`
 
     Attributes:
       model: folder or hub id; its files' content counts in the fingerprint.
