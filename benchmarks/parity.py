@@ -61,18 +61,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma 3": {"model_type": "gemma3_text", **GEMMA, "num_hidden_layers": 8},
 }
 """Configs small enough for a test, in which nothing that a family has is idle: windows are shorter than the texts, caps are reached."""
+ENCODER = {name: size for name, size in SMALL.items() if name != "num_key_value_heads"} | {"pad_token_id": 0}
+T5 = {"model_type": "t5", "vocab_size": 70, "d_model": 32, "d_kv": 12, "d_ff": 48, "num_layers": 3, "num_heads": 4, "relative_attention_max_distance": 24}
 ENCODERS: dict[str, dict[str, Any]] = {
-    "ModernBERT": {
-        "model_type": "modernbert",
-        "vocab_size": 70,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-        "local_attention": 8,
-        "pad_token_id": 0,
-    },
+    "BERT": {"model_type": "bert", **ENCODER},
+    "RoBERTa": {"model_type": "roberta", **ENCODER},
+    "ModernBERT": {"model_type": "modernbert", **ENCODER, "num_hidden_layers": 8, "local_attention": 8},
+    "T5, encoder": T5,
+    "T5 1.1, encoder": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 """The same for encoders: of the layers some are scanned and some are not."""
 

@@ -2,7 +2,7 @@
 
 Run by a Python with torch, transformers and numpy; reads one JSON line per request from standard input and answers each with one.
 
-    {"make": FOLDER, "config": {"model_type": ..., ...}}                  ->  {"parameters": N}      a random model with a head, saved
+    {"make": FOLDER, "config": {"model_type": ..., ...}}                  ->  {"parameters": N}      a random model, with a head if the family has one, saved
     {"open": FOLDER}                                                      ->  {"missing": [...]}     names of tensors that the folder lacks
     {"states": [[...]], "mask": [[...]], "dtype": "float32" | "bfloat16"} ->  {"states": [[[...]]]}  of the last layer
 
@@ -17,20 +17,22 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, T5EncoderModel
 
 
 def make(folder: str, config: dict[str, Any]) -> Any:
     """A model whose maps keep the size of what they are given, and whose norms and biases are no ones and zeros."""
     torch.manual_seed(0)
     said = dict(config)
-    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(said.pop("model_type"), **said), attn_implementation="eager").float()
+    asked = AutoConfig.for_model(said.pop("model_type"), **said)
+    model: Any = T5EncoderModel(asked) if asked.model_type == "t5" else AutoModelForMaskedLM.from_config(asked, attn_implementation="eager")
+    model = model.float()
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
             parameter.copy_(1 + 0.3 * noise if parameter.ndim == 1 else noise * parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)
-    return model.base_model
+    return model if asked.model_type == "t5" else model.base_model
 
 
 def main() -> None:
