@@ -12,7 +12,7 @@ from jaxrec.nn import language_families
 from jaxrec.nn.language_model import LanguageModel
 from jaxrec.nn.lora import LoRA
 from jaxrec.param import create, flatten
-from jaxrec.stages.pretrained_language_model import PretrainedLanguageModel, hyper_parameters
+from jaxrec.stages.pretrained import PretrainedLanguageModel, hyper_parameters
 from jaxrec.train.checkpoint import start_from
 
 MODEL = LanguageModel(vocabulary=40, dim=16, layers=2, heads=2, hidden=24, length=32, tied=True)
