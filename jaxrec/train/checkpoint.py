@@ -40,7 +40,8 @@ class Checkpoints:
         if step == self._latest.latest_step():
             return
         try:
-            self._latest.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(self._stored(state)), progress=ocp.args.JsonSave(dict(progress))))
+            stored = ocp.args.StandardSave(one_copy(self._stored(state)))
+            self._latest.save(step, args=ocp.args.Composite(state=stored, progress=ocp.args.JsonSave(dict(progress))))
         except (OSError, ValueError) as error:
             raise self._not_written(step, error) from error
 
@@ -93,7 +94,16 @@ def save_params(folder: Path, leaves: Mapping[str, Any], step: int) -> None:
         for later in [s for s in manager.all_steps() if s > step]:  # left by a process that died before it saved its state
             manager.delete(later)
         if manager.latest_step() != step:
-            manager.save(step, args=ocp.args.StandardSave(dict(leaves)))
+            manager.save(step, args=ocp.args.StandardSave(one_copy(leaves)))
+
+
+def one_copy(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays as one process writes them: of what every device holds whole, the first device's.
+
+    Orbax would let each device write its slice, which spares processes work; with one process it only compiles a program for every shape.
+    """
+    alone = jax.process_count() == 1
+    return {name: leaf.addressable_data(0) if alone and isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf for name, leaf in leaves.items()}
 
 
 def read_params(workdir: Path) -> tuple[dict[str, np.ndarray], int]:
