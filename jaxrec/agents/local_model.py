@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,9 @@ from jaxrec.agents.protocols import Completion, Finish, TextGenerator, TextScore
 from jaxrec.interop import safetensors_files
 from jaxrec.interop.tokenizer_files import check_known, open_tokenizer
 from jaxrec.nn import language_families
-from jaxrec.nn.language_model import Decoder, LanguageModel
+from jaxrec.nn.encoder_decoder import EncoderDecoder
+from jaxrec.nn.language_model import Decoder
+from jaxrec.nn.t5 import T5
 from jaxrec.ops.padding import padded_length
 from jaxrec.ops.sampling import Writing, greedy, sampler, start, write
 
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LocalModel(TextGenerator, TextScorer):
-    """A model folder: `config.json`, weights in safetensors, `tokenizer.json`. It is read at the first call.
+    """A model folder, of a causal language model or a T5: `config.json`, weights in safetensors, `tokenizer.json`. It is read at the first call.
 
     A text's result depends on nothing but the text and the arguments: a batch always has `batch` rows, and is as wide as each of its prompts asks
     for by itself, so every company leads through the same program. A prompt's randomness comes from its seed and the prompt.
@@ -74,20 +76,21 @@ class LocalModel(TextGenerator, TextScorer):
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds and {len(prompts)} prompts: give one seed for each prompt, or one number for all")
         rows = [self._prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts)]
-        length = self._loaded.model.length
+        length = self._loaded.length
         for number, row in enumerate(rows):
             if len(row) + max_new > length:
                 raise ValueError(
                     f"prompt {number} has {len(row)} tokens, and {max_new} more are longer than the {length} of the model; shorten it, or lower max_new"
                 )
         found: dict[int, Completion] = {}
-        for width, group in _batches([min(padded_length(len(row)), length - max_new) for row in rows], self.batch):
+        for width, group in _batches({number: min(padded_length(len(row)), length - max_new) for number, row in enumerate(rows)}, self.batch):
             room = min(padded_length(max_new), length - width)
             keys = [jax.random.fold_in(jax.random.key(seeds[number]), zlib.crc32(prompts[number].encode())) for number in group]
             ids, segment = self._padded([rows[number] for number in group], width)
             done = jnp.asarray(np.arange(self.batch) >= len(group))
             writing = self._programs.read(self._loaded.params, ids, segment, done, room=room)
-            continuations = [_Continuation(self._loaded.tokenizer, rows[number], tuple(stop), self._loaded.ends) for number in group]
+            before = [[] if self._loaded.apart else rows[number] for number in group]
+            continuations = [_Continuation(self._loaded.tokenizer, row, tuple(stop), self._loaded.ends) for row in before]
             keys = jnp.stack(keys + keys[:1] * (self.batch - len(group)))
             for until in range(self.look, max_new + self.look, self.look) if stop else (max_new,):
                 heat = jnp.float32(temperature) if temperature else None
@@ -112,17 +115,19 @@ class LocalModel(TextGenerator, TextScorer):
             raise ValueError(f"{len(prefixes)} prefixes and {len(targets)} targets: give one target for each prefix")
         befores = [self._prompt(prefix, f"prefix {number}") for number, prefix in enumerate(prefixes)]
         afters = [self._encode(target, f"target {number}", special=False) for number, target in enumerate(targets)]
-        length, sizes = self._loaded.model.length, []
+        length, sizes = self._loaded.length, {}
         for number, (before, after) in enumerate(zip(befores, afters, strict=True)):
             if (tokens := len(before) + len(after)) > length:
                 raise ValueError(f"prefix and target {number} have {tokens} tokens, longer than the {length} of the model; shorten the prefix")
-            width = min(padded_length(tokens), length)
-            sizes.append((width, min(padded_length(len(after)), width - 1)))
-        found: dict[int, np.ndarray] = {}
-        for (width, last), group in _batches(sizes, self.batch):
-            ids, segment = self._padded([befores[number] + afters[number] for number in group], width)
-            scores = np.asarray(self._programs.score(self._loaded.params, ids, segment, last=last))
-            found |= {number: scores[row, last - len(afters[number]) :] for row, number in enumerate(group)}
+            if after:
+                behind = min(padded_length(len(after)), length - len(before))
+                sizes[number] = min(padded_length(len(before)), length - behind), behind
+        found = {number: np.zeros(0, np.float32) for number, after in enumerate(afters) if not after}
+        for (width, behind), group in _batches(sizes, self.batch):
+            ids, segment = self._padded([befores[number] for number in group], width)
+            target, given = self._padded([afters[number] for number in group], behind, left=False)
+            scores = np.asarray(self._programs.score(self._loaded.params, ids, segment, target, given))
+            found |= {number: scores[row, : len(afters[number])] for row, number in enumerate(group)}
         return [found[number] for number in range(len(prefixes))]
 
     @functools.cached_property
@@ -143,24 +148,26 @@ class LocalModel(TextGenerator, TextScorer):
 
     def _encode(self, text: str, what: str, *, special: bool) -> list[int]:
         ids = self._loaded.tokenizer.encode(text, add_special_tokens=special).ids
-        check_known(self._loaded.tokenizer, ids, what, vocabulary=self._loaded.model.vocabulary)
+        check_known(self._loaded.tokenizer, ids, what, vocabulary=self._loaded.params.vocabulary)
         return ids
 
-    def _padded(self, rows: list[list[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, segment) [batch, width], padded on the left; rows that are missing hold one token."""
+    def _padded(self, rows: list[list[int]], width: int, *, left: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, segment) [batch, width], padded on the left or right; rows that are missing hold one token."""
         ids, segment = np.zeros((2, self.batch, width), np.int32)
-        segment[len(rows) :, -1] = 1
+        segment[len(rows) :, -1 if left else 0] = 1
         for place, row in enumerate(rows):
-            ids[place, width - len(row) :], segment[place, width - len(row) :] = row, 1
+            begin = width - len(row) if left else 0
+            ids[place, begin : begin + len(row)], segment[place, begin : begin + len(row)] = row, 1
         return ids, segment
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a folder holds."""
+    """What a folder holds: the model, of at most `length` tokens, and whether what it writes stands apart from what it read."""
 
-    model: LanguageModel
-    params: Decoder
+    params: Decoder | EncoderDecoder
+    length: int
+    apart: bool
     tokenizer: Tokenizer
     ends: tuple[int, ...]
     begin: int | None
@@ -170,28 +177,31 @@ class _Programs:
     """The compiled programs of a model; jax keeps one of each for every shape."""
 
     def __init__(self, ends: tuple[int, ...], top_k: int, top_p: float):
-        def read(params: Decoder, ids: jax.Array, segment: jax.Array, done: jax.Array, *, room: int) -> Writing:
-            return start(*params.prefill(ids, segment, slots=ids.shape[1] + room), room=room, done=done)
+        def read(params: Decoder | EncoderDecoder, ids: jax.Array, segment: jax.Array, done: jax.Array, *, room: int) -> Writing:
+            slots = room + (1 if isinstance(params, EncoderDecoder) else ids.shape[1])
+            return start(*params.prefill(ids, segment, slots=slots), room=room, done=done)
 
-        def write_on(params: Decoder, writing: Writing, keys: jax.Array, temperature: jax.Array | None, until: int) -> Writing:
+        def write_on(params: Decoder | EncoderDecoder, writing: Writing, keys: jax.Array, temperature: jax.Array | None, until: int) -> Writing:
             choose = greedy if temperature is None else sampler(keys, temperature, top_k=top_k, top_p=top_p)
             return write(params.step, choose, writing, until=until, ends=ends)
 
-        def score(params: Decoder, ids: jax.Array, segment: jax.Array, *, last: int) -> jax.Array:
-            """[B, last] log-probabilities of the last tokens."""
-            hidden = params(ids, segment)[:, -last - 1 : -1]
-            return params.log_likelihood(hidden.reshape(-1, hidden.shape[-1]), ids[:, -last:].reshape(-1)).reshape(len(ids), last)
+        def score(params: Decoder | EncoderDecoder, ids: jax.Array, segment: jax.Array, target: jax.Array, given: jax.Array) -> jax.Array:
+            """[B, L] log-probabilities of targets, padded on the right, behind texts that are padded on the left."""
+            if isinstance(params, EncoderDecoder):
+                return params.log_likelihood(ids, segment, target)
+            hidden = params(jnp.concatenate([ids, target], axis=1), jnp.concatenate([segment, given], axis=1))[:, ids.shape[1] - 1 : -1]
+            return params.log_likelihood(hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)).reshape(target.shape)
 
         self.read = jax.jit(_in_own_precision(read), static_argnames="room")
         self.write = jax.jit(_in_own_precision(write_on), donate_argnums=1)
-        self.score = jax.jit(_in_own_precision(score), static_argnames="last")
+        self.score = jax.jit(_in_own_precision(score))
 
 
 def _in_own_precision(program: Callable[..., Any]) -> Callable[..., Any]:
     """Accelerators would round float32 products to tf32 or bfloat16; bfloat16 products are what they are."""
 
     @functools.wraps(program)
-    def run(params: Decoder, *arguments: Any, **options: Any) -> Any:
+    def run(params: Decoder | EncoderDecoder, *arguments: Any, **options: Any) -> Any:
         exact = params.word.table.dtype == jnp.float32
         with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
             return program(params, *arguments, **options)
@@ -249,9 +259,8 @@ def _open(folder: Path, dtype: Any) -> _Loaded:
     """
     config = safetensors_files.read_config(folder)
     try:
-        model = language_families.from_config(config)
-        tokenizer = open_tokenizer(folder, vocabulary=model.vocabulary)
-        params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=dtype, stacked=False)
+        params, length = _read(config, folder, dtype)
+        tokenizer = open_tokenizer(folder, vocabulary=params.vocabulary)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
     settings = config.get("text_config", {}) | config
@@ -259,11 +268,22 @@ def _open(folder: Path, dtype: Any) -> _Loaded:
         settings |= safetensors_files.read_json(folder / "generation_config.json")
     ends = settings.get("eos_token_id")
     ends = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
-    return _Loaded(model, params, tokenizer, ends, settings.get("bos_token_id"))
+    return _Loaded(params, length, isinstance(params, EncoderDecoder), tokenizer, ends, settings.get("bos_token_id"))
 
 
-def _batches(sizes: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
+def _read(config: Mapping[str, Any], folder: Path, dtype: Any) -> tuple[Decoder | EncoderDecoder, int]:
+    """The parameters, and the most tokens that they read and write; ValueError for what is no language model."""
+    tensors = safetensors_files.open_tensors(folder)
+    if config.get("model_type") != "t5":
+        model = language_families.from_config(config)
+        return language_families.from_hf(model, tensors, dtype=dtype, stacked=False), model.length
+    if not (model := T5.from_config(config)).decoder_layers:
+        raise ValueError("config.json says that this T5 is an encoder alone, and writing needs a decoder; take the whole model, or `jaxrec embed` this one")
+    return model.from_hf(tensors, dtype=dtype, stacked=False), model.longest
+
+
+def _batches(sizes: Mapping[int, Any], most: int) -> Iterator[tuple[Any, list[int]]]:
     """(size, at most `most` numbers of texts that have it)."""
-    for size in sorted(set(sizes)):
-        group = [number for number, own in enumerate(sizes) if own == size]
+    for size in sorted(set(sizes.values())):
+        group = [number for number, own in sizes.items() if own == size]
         yield from ((size, group[begin : begin + most]) for begin in range(0, len(group), most))

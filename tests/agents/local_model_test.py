@@ -14,6 +14,7 @@ from jaxrec.interop import safetensors_files
 from jaxrec.nn import language_families
 from jaxrec.nn.attention import AttentionKind
 from jaxrec.nn.language_model import LanguageModel
+from jaxrec.nn.t5 import T5
 from jaxrec.param import create, flatten, unflatten
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ."
@@ -82,7 +83,7 @@ def test_float32_products_are_rounded_on_no_accelerator(model, folder):
         read = programs.read.trace(params, ids, ids, np.zeros(3, bool), room=4)
         writing = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), read.out_info)
         write = programs.write.trace(params, writing, jax.random.split(jax.random.key(0), 3), None, 4)
-        for traced in (read, write, programs.score.trace(params, ids, ids, last=2)):
+        for traced in (read, write, programs.score.trace(params, ids, ids, ids, ids)):
             text = str(traced.jaxpr)
             assert text.count("precision=(Precision.HIGHEST,") == exact * text.count("dot_general[") and "dot_general[" in text
 
@@ -109,6 +110,45 @@ def test_scores_are_the_model_s_and_do_not_depend_on_company(model, folder):
         padded[0, : len(ids)] = ids
         wanted = np.asarray(logits(params, padded))[0, np.arange(len(prompt) - 1, len(ids) - 1), ids[len(prompt) :]]
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("t5")
+    whole = T5(vocabulary=END + 1, dim=16, layers=1, decoder_layers=1, heads=2, head=8, hidden=24, start=END)
+    leaves = flatten(create(whole.spec(), jax.random.key(0)))
+    noise = np.random.default_rng(0)
+    params = unflatten(whole.spec(), {name: np.asarray(leaf) + 0.3 * noise.normal(size=leaf.shape).astype(np.float32) for name, leaf in leaves.items()})
+    safetensors_files.write(folder, whole.to_config() | {"eos_token_id": END}, whole.to_hf(params).items())
+    write_tokenizer(folder / "tokenizer.json", "_" + LETTERS[1:])  # number 0 is padding, and in no text
+    return folder, whole, jax.device_put(params)
+
+
+PADLESS = ["bc", "the ct st on", "x", "hello world. how re"]
+
+
+def test_a_t5_writes_beside_what_it_reads(t5):
+    folder, whole, params = t5
+    model = LocalModel(str(folder), batch=3, look=4)
+    together = model.generate(PADLESS, max_new=9)
+    greedy = jax.jit(lambda ids, target: params.logits(params.decode(target, params(ids, ids >= 0), ids >= 0))[0].argmax(-1))
+    for prompt, completion in zip(PADLESS, together, strict=True):
+        same(model.generate([prompt], max_new=9)[0], completion)
+        ids = np.array([LETTERS.index(letter) for letter in prompt])[None]
+        target = np.zeros((1, 9), np.int32)
+        target[0, : len(completion.token_ids)] = completion.token_ids
+        np.testing.assert_array_equal(greedy(ids, target)[: len(completion.token_ids)], completion.token_ids)
+        if 0 not in completion.token_ids and completion.finish == "length":
+            np.testing.assert_allclose(model.logprob([prompt], [completion.text])[0], completion.logprobs, atol=1e-5)
+    assert model.logprob(["x"], [""])[0].shape == (0,)
+
+
+def test_a_t5_without_a_decoder_is_refused(t5, tmp_path):
+    whole, params = t5[1:]
+    safetensors_files.write(tmp_path, whole.encoder.to_config(), whole.to_hf(params).items())
+    write_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="this T5 is an encoder alone, and writing needs a decoder"):
+        LocalModel(str(tmp_path)).generate(["abc"])
 
 
 def test_a_stop_string_ends_a_text_and_is_cut(model):
