@@ -11,7 +11,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test nightly bench lint
 
-READY := .venv/ready
+# Stamps of what is installed: what jaxrec needs to run, and what its tests and checks need besides.
+RUN := .venv/run
+DEV := .venv/dev
 
 help:
 	@echo "make demo      train a small model on data that needs no download, and ask it for recommendations"
@@ -20,25 +22,31 @@ help:
 	@echo "make bench     all benchmarks, or those in NAMES; results go to benchmarks/results"
 	@echo "make lint      format, lint and type checks"
 
-demo: $(READY)
+demo: $(RUN)
 	.venv/bin/jaxrec demo
 
-test: $(READY)
+test: $(DEV)
 	.venv/bin/python -m pytest -q -m "not slow" -n $(WORKERS) --dist loadfile
 
-nightly: $(READY)
+nightly: $(DEV)
 	.venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-bench: $(READY)
+bench: $(DEV)
 	@set -e; for name in $(NAMES); do echo "== benchmarks.$$name"; .venv/bin/python -m "benchmarks.$$name"; done
 
-lint: $(READY)
+lint: $(DEV)
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/basedpyright
 
-# The stamp is written last, so a set-up that was interrupted starts again. awk shows one line per package; errors pass by it on stderr.
-$(READY): requirements.txt pyproject.toml
+# A stamp is written last, so a set-up that was interrupted starts again. awk shows one line per package; errors pass by it on stderr.
+define install
+@set -o pipefail; .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -e $(1) \
+    | awk '/^Collecting/ { print "  " $$2; fflush() } /^Installing collected/ { print "  installing (about a minute)"; fflush() }'
+@touch $@
+endef
+
+$(RUN): requirements.txt pyproject.toml
 	@set -e; for python in $(PYTHON); do \
 	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then found=$$python; break; fi; \
 	done; \
@@ -49,6 +57,7 @@ $(READY): requirements.txt pyproject.toml
 	fi; \
 	echo "Setting up .venv with $$("$$found" --version); once, about 1.6 GB on disk."; \
 	"$$found" -m venv .venv
-	@set -o pipefail; .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -e '.[dev]' \
-	    | awk '/^Collecting/ { print "  " $$2; fflush() } /^Installing collected/ { print "  installing (about a minute)"; fflush() }'
-	@touch $@
+	$(call install,.)
+
+$(DEV): $(RUN)
+	$(call install,'.[dev]')
