@@ -42,6 +42,10 @@ class TextEncoder:
         """[n, E] float32, one vector per text."""
         raise TypeError(f"{type(self).__name__} does not encode")
 
+    def encode_and_count(self, texts: Sequence[str]) -> tuple[np.ndarray, int | None]:
+        """The vectors, and how many texts were longer than is read and so were cut; None: this encoder does not tell."""
+        return self.encode(texts), None
+
 
 @dataclass(frozen=True)
 class TfidfSvd(TextEncoder):
@@ -119,8 +123,11 @@ class BertEncoder(TextEncoder):
         return {path.name: checksum(path) for path in [*files, *safetensors_files.weight_files(folder)]}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
+        return self.encode_and_count(texts)[0]
+
+    def encode_and_count(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
         bert, params = self._loaded.bert, self._loaded.params
-        tokens = self._tokens(texts)
+        tokens, cut = self._tokens(texts)
         vectors = np.empty((len(texts), bert.dim), np.float32)
         order = sorted(range(len(texts)), key=lambda row: -len(tokens[row]))  # neighbours need equal padding; the largest batch shows at once if it fits
         began = said = time.perf_counter()
@@ -135,7 +142,7 @@ class BertEncoder(TextEncoder):
             if (now := time.perf_counter()) - said > SAY_EVERY:
                 said, done = now, low + len(rows)
                 say(f"  {done:,} of {len(texts):,} texts, {done / (now - began):,.0f} a second")
-        return unit(vectors) if self.normalize else vectors
+        return (unit(vectors) if self.normalize else vectors), cut
 
     @functools.cached_property
     def _loaded(self) -> _Loaded:
@@ -154,13 +161,14 @@ class BertEncoder(TextEncoder):
         tokenizer.no_padding()
         return _Loaded(folder, bert, params, tokenizer)
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The word pieces of each text, its first and last token included."""
+    def _tokens(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """The word pieces of each text, its first and last token included, and how many texts were cut."""
         folder, bert, tokenizer = self._loaded.folder, self._loaded.bert, self._loaded.tokenizer
-        tokens = [encoding.ids for encoding in tokenizer.encode_batch([self.prefix + text for text in texts])]
+        encodings = tokenizer.encode_batch([self.prefix + text for text in texts])
+        tokens = [encoding.ids for encoding in encodings]
         if (largest := max(map(max, filter(None, tokens)), default=0)) >= bert.vocabulary:
             raise ValueError(f"{folder}: tokenizer.json gives id {largest}, and the model has {bert.vocabulary} word pieces; take both of one model")
-        return tokens
+        return tokens, sum(bool(encoding.overflowing) for encoding in encodings)
 
 
 @dataclass(frozen=True)

@@ -218,9 +218,9 @@ def _write_chunks(encoder: TextEncoder, source: Path, key: str, chunk: int, fold
             continue
         if done - len(some) and not fresh:
             say(f"  going on after {done - len(some):,} texts")
-        vectors, cut = encoder.encode_and_count(some) if isinstance(encoder, LanguageModelEncoder) else (encoder.encode(some), -1)
+        vectors, cut = encoder.encode_and_count(some)
         held = io.BytesIO()
-        np.savez(held, vectors=np.asarray(vectors, np.float32), cut=cut, empty=sum(not text.strip() for text in some))
+        np.savez(held, vectors=np.asarray(vectors, np.float32), cut=-1 if cut is None else cut, empty=sum(not text.strip() for text in some))
         write_atomically(files[-1], held.getvalue())
         fresh += len(some)
         if (now := time.perf_counter()) - said > SAY_EVERY:

@@ -204,7 +204,8 @@ def published(folder, config, tensors):
 
 def test_bert_encoder_gives_each_text_what_it_gives_it_alone(model, params):
     texts = [*sentences(20), "", "hair " * 30]
-    got = BertEncoder(str(model), length=16, batch=5).encode(texts)
+    got, cut = BertEncoder(str(model), length=16, batch=5).encode_and_count(texts)
+    assert cut == 1  # the last, of 30 words; the others have 8 at most
     assert got.shape == (22, 8) and got.dtype == np.float32
     states = jax.jit(lambda ids, mask: pool(params(ids, mask), mask, "mean"))
     for text, vector in zip(texts, got, strict=True):
