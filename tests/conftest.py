@@ -5,6 +5,7 @@ jax reads its settings when it is imported, so they are set here, as environment
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -24,6 +25,8 @@ XLA_FLAGS = {
     "--xla_backend_optimization_level": 0,
     "--xla_llvm_disable_expensive_passes": "true",
 }
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones have neither the flag nor the choice
+    XLA_FLAGS["--xla_cpu_use_fusion_emitters"] = "false"  # half the time to compile
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"{flag}={value}" for flag, value in XLA_FLAGS.items() if flag not in given)]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu" if PLATFORM == "cpu" else f"{PLATFORM},cpu"
