@@ -122,9 +122,10 @@ def search(results: list[dict[str, Any]]) -> str:
         return ""
     devices = ", ".join(dict.fromkeys(row["device"] for row in results))
     lines = [f"Test queries, every document scored; mean over seeds ± half of the 95 % bootstrap interval over queries. {devices}; {span(results)}.", ""]
-    lines += [f"| retriever, collection | seeds | {' | '.join(SEARCH)} |", "|---|---|" + "---|" * len(SEARCH)]
+    lines += [f"| retriever, collection | seeds | {' | '.join(SEARCH)} | nDCG@10, new documents |", "|---|---|" + "---|" * (len(SEARCH) + 1)]
     for row in sorted(results, key=lambda row: (row["name"].rpartition(", ")[2], -row["ours"]["nDCG@10"])):
         cells = [f"{row['ours'][metric]:.4f} ±{half(row['interval'][metric]):.4f}" for metric in SEARCH]
+        cells.append(f"{row['new documents']['nDCG@10']:.4f} of {row['queries of new documents']}" if row.get("new documents") else "")
         lines.append(f"| {row['name']} | {len(row['seeds']['nDCG@10'])} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

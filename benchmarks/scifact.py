@@ -3,7 +3,8 @@
     python -m benchmarks.scifact colbert_scifact --seeds 3 [--minutes 9]
 
 Each seed is a run of its own under runs/search/, so an interrupted call continues where it stopped. The test queries of the collection, every document
-scored. Experiments on other collections may be named, too; each gets its own BM25 row, and with --encoder the single vectors of a pretrained encoder.
+scored; and of these queries alone those whose documents no training query has had. Experiments on other collections may be named, too; each gets its own
+BM25 row, and with --encoder the single vectors of a pretrained encoder.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from benchmarks.interrupt import add_minutes, interrupt_after
 from benchmarks.record import record
 from jaxrec.artifact import say
+from jaxrec.data.collection import Collection
 from jaxrec.data.passages import Passages
 from jaxrec.evals.search import DEPTH, Judged, evaluate
 from jaxrec.experiment import load
@@ -50,8 +52,10 @@ def main() -> None:
                 judged.setdefault(system, []).append(answer)
         if options.encoder:
             judged[f"single vectors of {Path(options.encoder).name}"] = [single_vectors(experiment.data, options.encoder)]
-        collection = name.partition("_")[2]
-        record("scifact", [result(f"{system}, {collection}", runs) for system, runs in judged.items()])
+        source = experiment.data.source
+        collection = getattr(source, "name", "") or type(source).__name__
+        new = of_new_documents(experiment.data.collection())
+        record("scifact", [result(f"{system}, {collection}", runs, new) for system, runs in judged.items()])
 
 
 def single_vectors(data: Passages, model: str) -> Judged:
@@ -63,9 +67,17 @@ def single_vectors(data: Passages, model: str) -> Judged:
     return evaluate(rows, collection, "test")
 
 
-def result(name: str, runs: list[Judged]) -> dict[str, Any]:
-    """The mean over seeds, each seed, and the 95 % interval over queries (mean of the seeds' bounds)."""
+def of_new_documents(collection: Collection) -> np.ndarray:
+    """[Q] bool: the test queries none of whose documents is relevant to a training query. The others can be learned by heart."""
+    qrels = collection.qrels
+    learned = np.isin(qrels["test"].documents, qrels["train"].documents) if "train" in qrels else np.zeros(len(qrels["test"].documents), bool)
+    return np.add.reduceat(learned, qrels["test"].offsets[:-1]) == 0
+
+
+def result(name: str, runs: list[Judged], new: np.ndarray) -> dict[str, Any]:
+    """The mean over seeds, each seed, the 95 % interval over queries (mean of the seeds' bounds), and the mean over the `new` queries alone."""
     means, intervals = [run.mean() for run in runs], [run.intervals() for run in runs]
+    chosen = new[runs[0].query]
     return {
         "name": name,
         "ours": {metric: round(float(np.mean([mean[metric] for mean in means])), 5) for metric in METRICS},
@@ -74,6 +86,10 @@ def result(name: str, runs: list[Judged]) -> dict[str, Any]:
         "seeds": {metric: [round(mean[metric], 5) for mean in means] for metric in METRICS},
         "interval": {metric: [round(float(np.mean([getattr(i[metric], end) for i in intervals])), 5) for end in ("low", "high")] for metric in METRICS},
         "queries": len(runs[0].query),
+        "new documents": {metric: round(float(np.mean([run.values[metric][chosen].mean() for run in runs])), 5) for metric in METRICS}
+        if chosen.any()
+        else None,
+        "queries of new documents": int(chosen.sum()),
     }
 
 

@@ -204,6 +204,7 @@ def identify(experiment: Experiment) -> dict[str, Any]:
     tables = {name: table.fingerprint() for name, table in experiment.tables.items()}
     runs = {name: Path(at) / "experiment.json" for name, at in experiment.init_from.items() if isinstance(at, str)}
     starts = {name: checksum(path) for name, path in runs.items() if path.exists()}
+    starts |= {name: at.fingerprint() for name, at in experiment.init_from.items() if isinstance(at, Artifact)}
     data: Any = experiment.data
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
     behind = {name: value.fingerprint() for name, value in fields.items() if isinstance(value, Artifact)}  # data made up on the spot has nothing behind it
@@ -217,7 +218,8 @@ def changes(before: Mapping[str, Any], experiment: Experiment, *, search: bool =
     """
     free = {*FREE, *SEARCH} if search else set(FREE)
     lines = [line for line in differences(before, identify(experiment)) if not {line.split(".")[0].split(":")[0], line.split(":")[0]} & free]
-    return [f"{line} (a data file, or what it is read with, has changed)" if line.startswith("content.") else line for line in lines]
+    told = [line for line in lines if not (line.startswith("content.") and ": None -> " in line)]  # an older record did not tell it
+    return [f"{line} (a data file, or what it is read with, has changed)" if line.startswith("content.") else line for line in told]
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

@@ -153,6 +153,15 @@ def test_whatever_the_data_is_made_of_counts():
     assert [name for name in content if content[name] != other[name]] == ["negatives"]
 
 
+def test_a_record_that_does_not_tell_a_content_is_no_change():
+    source = SyntheticCollection()
+    made = Experiment(ColBERT(), Passages(source, WordPiece(source, size=300), batch=8, negatives=BM25Negatives(source), hard=1), steps=1)
+    before = json.loads(json.dumps(identify(made)))
+    assert changes(before | {"content": before["content"] | {"negatives": "other"}}, made)[0].startswith("content.negatives: 'other' -> ")
+    del before["content"]["negatives"]
+    assert changes(before, made) == []
+
+
 def test_how_a_generator_searches_may_change_after_its_training():
     made = Experiment(TIGERDecoder(), Sequences(Synthetic(users=64, items=50), batch=8, form="stream"), steps=1)
     before = json.loads(json.dumps(identify(made)))

@@ -188,7 +188,7 @@ class _Programs:
         def score(params: Decoder | EncoderDecoder, ids: jax.Array, segment: jax.Array, target: jax.Array, given: jax.Array) -> jax.Array:
             """[B, L] log-probabilities of targets, padded on the right, behind texts that are padded on the left."""
             if isinstance(params, EncoderDecoder):
-                return params.log_likelihood(ids, segment, target)
+                return params.log_likelihood(ids, segment, target, given=given)
             hidden = params(jnp.concatenate([ids, target], axis=1), jnp.concatenate([segment, given], axis=1))[:, ids.shape[1] - 1 : -1]
             return params.log_likelihood(hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)).reshape(target.shape)
 

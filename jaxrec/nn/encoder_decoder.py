@@ -123,12 +123,15 @@ class EncoderDecoder:
         found = jnp.einsum("nd,vd->nv", flat, table, preferred_element_type=jnp.float32)
         return found[:, : self.vocabulary].reshape(*states.shape[:-1], self.vocabulary)
 
-    def log_likelihood(self, ids: jax.Array, mask: jax.Array, target: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """log p of each token of targets [B, L], given the tokens before it and the text ids [B, T]: [B, L] float32, 0 where a target is padding (0)."""
+    def log_likelihood(self, ids: jax.Array, mask: jax.Array, target: jax.Array, key: jax.Array | None = None, *, given: jax.Array | None = None) -> jax.Array:
+        """log p of each token of targets [B, L], given the tokens before it and the text ids [B, T]: [B, L] float32, 0 where nothing is asked.
+
+        What is asked is said by `given` [B, L], above 0 for a token; without it, everything but the padding 0.
+        """
         reading, writing = split_key(key, 2)
         states = self.decode(target, self(ids, mask, key=reading), mask, writing)
         found = log_likelihood(self.logits, states.reshape(-1, states.shape[-1]), target.reshape(-1)).reshape(target.shape)
-        return jnp.where(target > 0, found, 0.0)
+        return jnp.where((target if given is None else given) > 0, found, 0.0)
 
     def prefill(self, ids: jax.Array, mask: jax.Array, *, slots: int) -> tuple[jax.Array, Cache]:
         """Reads texts and makes room for what is written about them.

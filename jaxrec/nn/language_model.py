@@ -22,6 +22,7 @@ from flax import struct
 
 from jaxrec.nn import bert
 from jaxrec.nn.attention import Attention, AttentionKind, Context, KeyValues, hide, packed
+from jaxrec.nn.decoder import log_likelihood
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import RMSNorm
@@ -31,8 +32,6 @@ from jaxrec.nn.transformer import Between, GatedFeedForward, Stack, in_turn, spl
 ACTIVATIONS = bert.ACTIVATIONS | {"silu": jax.nn.silu}
 
 ROTARY = AttentionKind(positions="rotary")
-SCORED = 128
-"""Positions whose logits `Decoder.log_likelihood` holds at once."""
 
 
 @struct.dataclass
@@ -168,13 +167,7 @@ class Decoder:
 
     def log_likelihood(self, hidden: jax.Array, target: jax.Array) -> jax.Array:
         """log p(target) of states [N, D] and targets [N]: [N] float32; the logits of a few positions at a time, none kept for the gradient."""
-
-        @jax.checkpoint
-        def one(item: tuple[jax.Array, jax.Array]) -> jax.Array:
-            logits = self.logits(item[0])
-            return logits[item[1]] - jax.nn.logsumexp(logits)
-
-        return jax.lax.map(one, (hidden, target), batch_size=min(SCORED, len(target)))
+        return log_likelihood(self.logits, hidden, target)
 
     def prefill(self, ids: jax.Array, segment: jax.Array, *, slots: int) -> tuple[jax.Array, Cache]:
         """Reads prompts and makes room for what follows them.

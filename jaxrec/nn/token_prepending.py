@@ -228,9 +228,18 @@ def inputs(decoder: Decoder, ids: jax.Array | np.ndarray) -> jax.Array:
     return jnp.where((ids == PLACEHOLDER)[..., None], mean[None, None], words)
 
 
-def states(decoder: Decoder, rows: Batch, x: jax.Array, *, start: int | jax.Array, exit: int | jax.Array, until: int | None) -> jax.Array:  # noqa: A002
-    """[B, T, D] of `inputs` after `until` layers, placeholders rewritten on the way; start and exit may be traced."""
-    return decoder(embeddings=x, segment=jnp.asarray(rows.segment), between=prepending(rows, start, exit), until=until)
+def states(
+    decoder: Decoder,
+    rows: Batch,
+    x: jax.Array,
+    *,
+    start: int | jax.Array,
+    exit: int | jax.Array,  # noqa: A002
+    until: int | None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """[B, T, D] of `inputs` after `until` layers, placeholders rewritten on the way; start and exit may be traced; `key` for dropout."""
+    return decoder(embeddings=x, segment=jnp.asarray(rows.segment), between=prepending(rows, start, exit), until=until, key=key)
 
 
 def prepending(rows: Batch, start: int | jax.Array, exit: int | jax.Array) -> Between:  # noqa: A002

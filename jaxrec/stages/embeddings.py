@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.metadata
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -147,6 +148,7 @@ class BertEncoder(TextEncoder):
     @functools.cached_property
     def _loaded(self) -> _Loaded:
         folder = safetensors_files.locate(self.model)
+        _refuse_other_modules(folder)
         config, arrays = safetensors_files.read_config(folder), safetensors_files.read(folder)
         try:
             bert = encoders.from_config(config)
@@ -169,6 +171,16 @@ class BertEncoder(TextEncoder):
         if (largest := max(map(max, filter(None, tokens)), default=0)) >= bert.vocabulary:
             raise ValueError(f"{folder}: tokenizer.json gives id {largest}, and the model has {bert.vocabulary} word pieces; take both of one model")
         return tokens, sum(bool(encoding.overflowing) for encoding in encodings)
+
+
+def _refuse_other_modules(folder: Path) -> None:
+    """Raises ValueError where sentence-transformers would do more with the states than pool them: vectors without it would be others."""
+    path = folder / "modules.json"
+    if not path.is_file():
+        return
+    kinds = re.findall(r'"type":\s*"([^"]*)"', path.read_text(encoding="utf8"))
+    if others := [kind for kind in kinds if kind.rpartition(".")[2] not in ("Transformer", "Pooling", "Normalize")]:
+        raise ValueError(f"{path} asks for {others[0]} after pooling, which is not read here; choose a model without it")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.artifact import Artifact, checksum
-from jaxrec.train.checkpoint import read_params
+from jaxrec.artifact import Artifact
+from jaxrec.train.checkpoint import read_params, run_content
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Average(Artifact):
 
     def inputs(self) -> dict[str, Any]:
         """What the workdirs among the runs hold; an artifact's fingerprint is in the fields."""
-        return {run: _content(Path(run)) for run in self.runs if isinstance(run, str)}
+        return {run: run_content(Path(run)) for run in self.runs if isinstance(run, str)}
 
     def build(self, folder: Path) -> None:
         weights = np.asarray(self.weights or [1.0] * len(self.runs)) / (sum(self.weights) or len(self.runs))
@@ -65,13 +65,6 @@ def _load(run: Artifact | str) -> dict[str, np.ndarray]:
 
 def _name(run: Artifact | str) -> str:
     return run if isinstance(run, str) else f"{type(run).__name__}-{run.fingerprint()}"
-
-
-def _content(workdir: Path) -> dict[str, Any]:
-    steps = {kind: sorted(path.name for path in (workdir / kind).glob("[0-9]*")) for kind in ("best", "checkpoints")}
-    if not any(steps.values()):
-        raise FileNotFoundError(f"{workdir} has no checkpoint; train first: jaxrec train experiments/{workdir.name}.py")
-    return {**steps, "experiment": checksum(workdir / "experiment.json")}
 
 
 def _check_same(first: str, wanted: dict[str, np.ndarray], other: str, found: dict[str, np.ndarray]) -> None:

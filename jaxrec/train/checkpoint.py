@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxrec.artifact import say
+from jaxrec.artifact import checksum, say
 from jaxrec.param import Tree, flatten, unflatten
 from jaxrec.train.step import State
 
@@ -104,6 +104,18 @@ def one_copy(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """
     alone = jax.process_count() == 1
     return {name: leaf.addressable_data(0) if alone and isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf for name, leaf in leaves.items()}
+
+
+def run_content(workdir: Path) -> dict[str, Any]:
+    """What a run holds, JSON-able, for the fingerprint of what starts from it.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint; says which command makes one.
+    """
+    steps = {kind: sorted(path.name for path in (workdir / kind).glob("[0-9]*")) for kind in ("best", "checkpoints")}
+    if not any(steps.values()):
+        raise FileNotFoundError(f"{workdir} has no checkpoint; train first: jaxrec train experiments/{workdir.name}.py")
+    return {**steps, "experiment": checksum(workdir / "experiment.json")}
 
 
 def read_params(workdir: Path) -> tuple[dict[str, np.ndarray], int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxrec.artifact import Artifact
-from jaxrec.train.checkpoint import read_params
+from jaxrec.train.checkpoint import read_params, run_content
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Part(Artifact):
 
     whole: Artifact | str
     name: str
+
+    def inputs(self) -> dict[str, Any]:
+        """What a workdir holds; an artifact's fingerprint is in the fields."""
+        return run_content(Path(self.whole)) if isinstance(self.whole, str) else {}
 
     def get(self) -> dict[str, np.ndarray]:
         """Nothing is built: the whole keeps its arrays."""

@@ -113,7 +113,7 @@ def _best(queries: Array, documents: Array, mask: Array) -> Array:
 
 def total(best: Array, query_mask: Array) -> Array:
     """[C, B]: the maxima [C, B * N] summed over each query's own tokens."""
-    return jnp.where(query_mask, best.reshape(-1, *query_mask.shape), 0).sum(axis=-1)
+    return jnp.where(query_mask, best.reshape(len(best), *query_mask.shape), 0).sum(axis=-1)
 
 
 def _ragged_best(queries: Array, tokens: Array, document: Array, documents: int) -> Array:
@@ -168,7 +168,7 @@ def block_bytes() -> int:
 def in_turns(answer: Callable[[Array, Array], Any], queries: Array, query_mask: Array, documents: int) -> Any:
     """`answer(queries [b, N, D], mask [b, N])` of all queries, so many at a time that their maxima fit `BEST_BYTES`."""
     count = len(queries)
-    size = max(1, BEST_BYTES // (4 * max(documents, 1) * queries.shape[1]))
+    size = max(1, BEST_BYTES // max(4 * documents * queries.shape[1], 1))
     if count <= size:
         return answer(queries, query_mask)
     turns = [jnp.pad(array, [(0, -count % size)] + [(0, 0)] * (array.ndim - 1)).reshape(-1, size, *array.shape[1:]) for array in (queries, query_mask)]

@@ -106,7 +106,7 @@ def _scores(kernel: ModuleType, queries: Array, tokens: Tokens, offsets: Array, 
         scores = score(offsets)
     else:
         blocks = lax.map(lambda first: score(window(offsets, first, size)), size * jnp.arange(-(-documents // size)))  # [n, B, c]
-        scores = jnp.moveaxis(blocks, 0, 1).reshape(len(queries), -1)[:, :documents]
+        scores = jnp.moveaxis(blocks, 0, 1).reshape(len(queries), blocks.shape[0] * size)[:, :documents]
     return jnp.where((offsets[1:] > offsets[:-1])[None, :], scores, -jnp.inf)
 
 

@@ -141,6 +141,7 @@ def test_a_t5_writes_beside_what_it_reads(t5):
         if 0 not in completion.token_ids and completion.finish == "length":
             np.testing.assert_allclose(model.logprob([prompt], [completion.text])[0], completion.logprobs, atol=1e-5)
     assert model.logprob(["x"], [""])[0].shape == (0,)
+    assert model.logprob(["x"], ["_"])[0] < -0.1  # a target may have the token that pads, too
 
 
 def test_a_t5_without_a_decoder_is_refused(t5, tmp_path):

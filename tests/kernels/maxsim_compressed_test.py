@@ -150,6 +150,13 @@ class TestEveryBackend:
             scores, rows = find(queries, tokens, jnp.zeros(documents + 1, jnp.int32))
             assert (np.asarray(scores) == -np.inf).all() and np.asarray(rows).tolist() == [expected] * 3
 
+    def test_no_queries(self, backend):
+        if backend == "tpu":
+            pytest.skip("a grid of the kernel has no size 0")
+        queries, _, offsets, int8, _ = draw(WORK[0])
+        assert maxsim_int8(queries[:0], int8.codes, int8.scales, offsets, backend=backend).shape == (0, len(offsets) - 1)
+        assert maxsim_topk(queries[:0], int8, offsets, k=2, backend=backend)[0].shape == (0, 2)
+
 
 def test_the_decoded_tokens_are_never_in_memory_and_the_stream_may_be_long():
     count, dim, documents = 2**18, 128, 2**11

@@ -233,6 +233,16 @@ def test_a_modernbert_is_opened_by_its_config(tmp_path):
         np.testing.assert_array_equal(held[name][: encoder.vocabulary], leaf[: encoder.vocabulary])
 
 
+def test_a_model_that_does_more_than_pool_is_refused(model):
+    kinds = ["models.Transformer", "models.Pooling", "models.Dense", "models.Normalize"]
+    modules = [{"idx": number, "type": f"sentence_transformers.{kind}"} for number, kind in enumerate(kinds)]
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ValueError, match=r"modules.json asks for sentence_transformers.models.Dense after pooling"):
+        BertEncoder(str(model), length=16).encode(["oil"])
+    (model / "modules.json").write_text(json.dumps(modules[:2] + modules[3:]))
+    assert BertEncoder(str(model), length=16).encode(["oil"]).shape == (1, 8)
+
+
 def test_of_a_t5_the_encoder_reads(tmp_path):
     whole = T5(vocabulary=len(WORDS) + 4, dim=8, layers=2, decoder_layers=1, heads=2, head=4, hidden=12)
     params = create(whole.spec(), jax.random.key(0))

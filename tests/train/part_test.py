@@ -31,6 +31,18 @@ def test_names_are_those_within_the_part(tmp_path):
         assert set(Part(whole, "base.word").get()) == {"table"}
 
 
+def test_what_a_workdir_holds_counts(tmp_path):
+    part = Part(str(tmp_path / "run"), "base")
+    save_params(tmp_path / "run" / "best", LEAVES, 3)
+    (tmp_path / "run" / "experiment.json").write_text("{}")
+    before = part.fingerprint()
+    assert part.fingerprint() == before
+    save_params(tmp_path / "run" / "best", LEAVES, 4)
+    after = part.fingerprint()
+    (tmp_path / "run" / "experiment.json").write_text('{"seed": 1}')
+    assert len({before, after, part.fingerprint()}) == 3
+
+
 def test_a_part_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="no parameter lies below 'encoder'; the parts are base, basement, head"):
         Part(Planted(), "encoder").get()

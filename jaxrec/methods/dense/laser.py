@@ -10,7 +10,7 @@ back; the documents D learn from all terms. A query without reasoning has the fi
 soft tokens behind it, and K = 1 is `LastToken`. With all l = 0 there is nothing but thoughts and the contrastive term, the setting in which the paper
 compares with GIRCSE (Tsai et al. 2025, arXiv 2509.24291; its own loss has a term for each step).
 
-What we changed: documents that are known to answer a query, too, are left out of all terms of it; and no texts are rewritten with a chat template.
+What we changed: documents that the batch knows to answer a query, too, are left out of all terms of it; and no texts are rewritten with a chat template.
 """
 
 from __future__ import annotations
@@ -182,10 +182,11 @@ def expected_word(decoder: Decoder, hidden: Array, *, chunk: int) -> Array:
 
 
 def spread(step: Array, count: int) -> Array:
-    """The places [B, K] of K of the M marks of each row [B, T] bool: evenly from the first to the last, rounded down; the last again where M < K."""
+    """The places [B, K] of K of the M marks of each row [B, T] bool: evenly from the first to the last, rounded down; the last alone where
+    K = 1, and again where M < K."""
     number = jnp.arange(count)[None]
     M = step.sum(axis=1)[:, None]
-    chosen = jnp.where(M < count, jnp.minimum(number, M - 1), number * (M - 1) // max(count - 1, 1))  # [B, K]
+    chosen = jnp.where(M < count, jnp.minimum(number, M - 1), number * (M - 1) // (count - 1) if count > 1 else M - 1)  # [B, K]
     rank = jnp.cumsum(step, axis=1) - 1
     return jnp.argmax(step[:, None, :] & (rank[:, None, :] == chosen[:, :, None]), axis=2)
 

@@ -4,7 +4,7 @@
 
 As in RepLLaMA (Ma et al. 2023, arXiv 2310.08319) and E5-Mistral (Wang et al. 2024, arXiv 2401.00368): queries and documents have one encoder, negatives
 are a row's own hard ones and the documents of the other rows, and a large model is trained by adapters while it is frozen itself. A row ends with a
-token that every text ends with, so that there is one state which may sum the text up. What we changed: other documents of the batch that are known to
+token that every text ends with, so that there is one state which may sum the text up. What we changed: other documents that the batch knows to
 answer a query, or are the same document, are no negatives of it.
 """
 
@@ -111,7 +111,7 @@ class LastToken(Method, Encoder):
             rows = lay_out(self.plan, ids, attended, block=self.block)
             until = self.plan.until(decoder.depth)
             x = token_prepending.inputs(decoder, rows.ids)
-            hidden = token_prepending.states(decoder, rows, x, start=self.plan.start, exit=self.plan.exit, until=until)
+            hidden = token_prepending.states(decoder, rows, x, start=self.plan.start, exit=self.plan.exit, until=until, key=key)
             return pool(hidden, jnp.asarray(rows.pooled), "mean")[:, None]
         hidden = decoder(ids, attended.astype(jnp.int32), key=key)
         return pool(hidden, attended, "mean")[:, None] if self.pooling == "mean" else hidden[jnp.arange(len(ids)), last(attended)][:, None]

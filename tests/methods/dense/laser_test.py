@@ -128,6 +128,7 @@ def test_steps_are_spread_from_the_first_to_the_last():
             wanted = np.flatnonzero(marks[row])[np.floor(np.linspace(0, count - 1, thoughts)).astype(int)]
             np.testing.assert_array_equal(spread(jnp.asarray(marks[row : row + 1]), thoughts)[0], wanted)
     assert found.shape == (6, 3) and (found[5] == 0).all()  # no step: no matter
+    assert np.asarray(spread(jnp.asarray(marks[:4]), 1)).tolist() == [[7], [8], [6], [5]]  # one thought learns from the end
 
 
 def views():
