@@ -8,8 +8,8 @@ view reads, in place of a chain of thought, the evidence that annotators marked 
 answer away. It shows that all parts train together, not what LaSER gains.
 
 To start from a language model: `encoder=hyper_parameters("Qwen/Qwen3-0.6B")` and `lora=LoRA(rank=64, alpha=32.0)` in the method, `init_from={"base":
-PretrainedLanguageModel("Qwen/Qwen3-0.6B")}`, both of `jaxrec.stages.pretrained`; the paper's peak is 1e-4. It needs the tokenizer that it
-was trained with, and Passages has only those with BERT's special tokens so far. The encoder without thoughts is `method.thoughts=1`, with teacher,
+PretrainedLanguageModel("Qwen/Qwen3-0.6B")}`, and `LanguageModelTokenizer("Qwen/Qwen3-0.6B", query="Claim: ")` in place of `WordPiece`, all of
+`jaxrec.stages.pretrained`; the paper's peak is 1e-4. The encoder without thoughts is `method.thoughts=1`, with teacher,
 distillation and trajectory 0.
 """
 

@@ -3,9 +3,9 @@
     jaxrec train experiments/last_token_scifact.py && jaxrec eval experiments/last_token_scifact.py
 
 RepLLaMA (arXiv 2310.08319) and E5-Mistral (arXiv 2401.00368) start from models of seven billion parameters; this one has two million and learns from 919
-pairs. To start from a language model: `encoder=hyper_parameters("Qwen/Qwen3-0.6B")` and `lora=LoRA(rank=64, alpha=32.0)` in the method, with
-`init_from={"base": PretrainedLanguageModel("Qwen/Qwen3-0.6B")}`, both of `jaxrec.stages.pretrained`. It needs the
-tokenizer that it was trained with, and Passages has only those with BERT's special tokens so far. Ours: docs/results.md.
+pairs. To start from a language model: `encoder=hyper_parameters("Qwen/Qwen3-0.6B")` and `lora=LoRA(rank=64, alpha=32.0)` in the method,
+`init_from={"base": PretrainedLanguageModel("Qwen/Qwen3-0.6B")}`, and `LanguageModelTokenizer("Qwen/Qwen3-0.6B", query="Claim: ")` in place of
+`WordPiece`, all of `jaxrec.stages.pretrained`. Ours: docs/results.md.
 """
 
 from jaxrec.data.builders.beir import Beir

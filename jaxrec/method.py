@@ -182,6 +182,11 @@ def bind(method: M, info: Mapping[str, Any]) -> M:
                     f"{type(method).__name__}.{field.name} is to come from the data, which knows only {', '.join(known)}; set it in the experiment"
                 )
             changes[field.name] = _hashable(known[field.name])
+        elif field.name == "vocabulary" and isinstance(value, int) and value < known.get("vocabulary", 0):
+            raise ValueError(
+                f"{type(method).__name__}.vocabulary={value} is less than the {known['vocabulary']} tokens of the data's tokenizer; "
+                "take the tokenizer that belongs to the model"
+            )
         elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
             changes[field.name] = tuple(bind(part, info) for part in value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):

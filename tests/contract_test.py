@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -131,3 +132,13 @@ class TestContract:
             pytest.skip("not an encoder of histories")
         vectors = method.encode_item(params, {"item": jnp.arange(1, 6)})
         assert vectors.values.shape[0] == 5 and vectors.mask.shape == vectors.values.shape[:2]
+
+    def test_queries_of_any_number_have_one_program(self, name):
+        _, method, batch, params, _ = prepared(name)
+        if not isinstance(method, Encoder):
+            pytest.skip("not an encoder")
+        queries = {key: batch[key] for key in ("query", "history", "segment", "position", "user", "time") if key in batch}
+        scope = jax.export.SymbolicScope()
+        shapes = {key: jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"b, {rows.shape[1]}", scope=scope), rows.dtype) for key, rows in queries.items()}
+        found = jax.eval_shape(method.encode_query, abstract(method.spec()), shapes)
+        assert [str(size) for size in (found.values.shape[0], found.mask.shape[0])] == ["b", "b"]

@@ -86,3 +86,15 @@ def test_a_missing_capability_says_so():
 def test_a_loss_is_a_tree():
     loss = Loss({"a": (jnp.ones(()), jnp.ones(()))})
     assert loss.metrics == {} and loss.stats == {}
+
+
+def test_a_model_with_fewer_word_vectors_than_the_tokenizer_has_tokens_is_refused():
+    @dataclass(frozen=True)
+    class Words:
+        vocabulary: int = FROM_DATA
+
+    assert bind(Words(), {"vocabulary": 7}).vocabulary == 7  # type: ignore[type-var]
+    assert bind(Words(9), {"vocabulary": 7}).vocabulary == 9  # type: ignore[type-var]
+    assert bind(Words(9), {}).vocabulary == 9  # type: ignore[type-var]
+    with pytest.raises(ValueError, match="Words.vocabulary=6 is less than the 7 tokens of the data's tokenizer"):
+        bind(Words(6), {"vocabulary": 7})  # type: ignore[type-var]

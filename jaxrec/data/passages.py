@@ -14,7 +14,7 @@ from jaxrec.data.batches import Batches
 from jaxrec.data.cluster_batches import ClusterBatches
 from jaxrec.data.collection import Collection, CollectionSource
 from jaxrec.data.data import Data
-from jaxrec.data.tokenizers import Tokenizer, WordPiece, tokenize, tokenizer_info
+from jaxrec.data.tokenizers import Tokenizer, WordPiece, tokenize
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class TokenizedCollection(Artifact):
     document_length: int
 
     def build(self, folder: Path) -> None:
-        collection, tokenizer = self.source.get(), self.tokenizer.get()
+        collection, tokenizer, frame = self.source.get(), self.tokenizer.get(), self.tokenizer.frame()
         texts = {split: queries.texts for split, queries in collection.queries.items()}
         for name, some, length in [("documents", collection.passages(), self.document_length), *((s, t, self.query_length) for s, t in texts.items())]:
-            ids, cut = tokenize(tokenizer, some, length, "document" if name == "documents" else "query")
+            ids, cut = tokenize(tokenizer, some, length, "document" if name == "documents" else "query", frame)
             if cut:
                 say(f"  {cut:,} of {len(ids):,} {name if name == 'documents' else name + ' queries'} are longer than {length} tokens and were cut")
             np.save(folder / f"{name}.npy", ids)
@@ -54,7 +54,7 @@ class Passages(Data):
       source: the collection.
       tokenizer: of its texts.
       batch: rows of a training batch, over all processes.
-      query_length, document_length: word pieces of a query and of a document, the three special ones included; longer ones are cut.
+      query_length, document_length: word pieces of a query and of a document, the special ones included; longer ones are cut.
       negatives: where hard negatives come from; None: those of the batch alone.
       hard: of them per row, the hardest of its query.
       clusters: gives [N] integers, which cluster each document is of: then a batch has documents of one cluster, which makes them harder negatives.
@@ -121,7 +121,7 @@ class Passages(Data):
     def info(self) -> dict[str, Any]:
         """What a method may take from the data: `documents`, the lengths, and what the tokenizer knows."""
         lengths = {"query_length": self.query_length, "document_length": self.document_length}
-        return {"documents": len(self.collection().ids), **lengths, **tokenizer_info(self.tokenizer.get())}
+        return {"documents": len(self.collection().ids), **lengths, **self.tokenizer.info()}
 
     def examples_per_row(self) -> float:
         """Texts of a row, the unit of the log's speed."""

@@ -12,15 +12,15 @@ import numpy as np
 from jaxrec.artifact import Artifact, say
 from jaxrec.data.collection import CollectionSource
 from jaxrec.data.passages import Gathered, Passages
-from jaxrec.data.tokenizers import MARKS, Tokenizer
+from jaxrec.data.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
 class TokenizedReasoning(Artifact):
     """A training query and its reasoning in one row, `reasoning` [Q, Te] int32, and the last word piece of each step, `step` [Q, Te] bool.
 
-    A row is the query as it is alone, [CLS], its mark, its word pieces, [SEP]; then each step and a [SEP], which is marked. Steps that do not fit are cut,
-    and what is left of the last one ends with a [SEP], too. A query without reasoning has no mark.
+    A row is the query in its frame, as it is alone; then each step and the frame's end, which is marked. Steps that do not fit are cut, and what is left of
+    the last one has its end, too. A query without reasoning has no mark.
     """
 
     source: CollectionSource
@@ -29,21 +29,21 @@ class TokenizedReasoning(Artifact):
     length: int
 
     def build(self, folder: Path) -> None:
-        collection, tokenizer = self.source.get(), self.tokenizer.get()
+        collection, tokenizer, frame = self.source.get(), self.tokenizer.get(), self.tokenizer.frame()
         texts = collection.queries["train"].texts
         reasoning = collection.reasoning.get("train", [[] for _ in texts])
-        start, mark, end, pad = (tokenizer.token_to_id(token) for token in ("[CLS]", MARKS["query"], "[SEP]", "[PAD]"))
-        ids, step = np.full((len(texts), self.length), pad, np.int32), np.zeros((len(texts), self.length), bool)
+        room = self.query_length - frame.added("query")
+        ids, step = np.full((len(texts), self.length), frame.pad, np.int32), np.zeros((len(texts), self.length), bool)
         cut = 0
         for number, (text, steps) in enumerate(zip(texts, reasoning, strict=True)):
-            query, *pieces = [encoding.ids for encoding in tokenizer.encode_batch([text, *steps], add_special_tokens=False)]
-            row, ends = [start, mark, *query[: self.query_length - 3], end], []
+            query, *pieces = [encoding.ids for encoding in tokenizer.encode_batch([frame.query_prompt + text, *steps], add_special_tokens=False)]
+            row, ends = [*frame.query, *query[:room], frame.end], []
             for some in pieces:
                 if len(row) + 2 > self.length:  # no place for a word piece and its end
                     break
-                row += [*some[: self.length - len(row) - 1], end]
+                row += [*some[: self.length - len(row) - 1], frame.end]
                 ends.append(len(row) - 1)
-            cut += len(row) < 3 + len(query) + sum(len(some) + 1 for some in pieces)
+            cut += len(row) < frame.added("query") + len(query) + sum(len(some) + 1 for some in pieces)
             ids[number, : len(row)], step[number, ends] = row, True
         say(f"  {step.any(axis=1).sum():,} of {len(texts):,} training queries have reasoning, and {cut:,} do not fit into {self.length} tokens with it")
         np.savez(folder / "reasoning.npz", reasoning=ids, step=step)

@@ -15,7 +15,7 @@ from jaxrec.artifact import Artifact, say
 from jaxrec.data.batches import Batches
 from jaxrec.data.collection import Collection, CollectionSource
 from jaxrec.data.data import Data
-from jaxrec.data.tokenizers import Tokenizer, WordPiece, tokenizer_info
+from jaxrec.data.tokenizers import Tokenizer, WordPiece, bert_frame
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as HfTokenizer
@@ -194,7 +194,7 @@ class TaskPairs(Data):
 
     def info(self) -> dict[str, Any]:
         """What a method may take from the data: `tasks`, how many, and what the tokenizer knows."""
-        return {"tasks": len(self.source.get().names), "length": self.length, **tokenizer_info(self.tokenizer.get())}
+        return {"tasks": len(self.source.get().names), "length": self.length, **self.tokenizer.info()}
 
     def smoke(self) -> TaskPairs:
         """The same form with a few made-up words."""
@@ -213,7 +213,8 @@ def some(questions: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarra
 
 def tokenize_pairs(tokenizer: HfTokenizer, questions: Sequence[Question], length: int) -> tuple[np.ndarray, np.ndarray, int]:
     """([Q, C, length] int32 ids, [Q, C, length] int32 types, how many pairs were cut): [CLS] context [SEP] candidate [SEP], then padding."""
-    start, end, pad = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]"))
+    frame = bert_frame(tokenizer)
+    start, end, pad = frame.query[0], frame.end, frame.pad
     asked, candidates = len(questions), len(questions[0].candidates)
     contexts = [encoding.ids for encoding in tokenizer.encode_batch([question.context for question in questions], add_special_tokens=False)]
     flat = [candidate for question in questions for candidate in question.candidates]

@@ -1,9 +1,9 @@
-"""Tokenizers: texts to word pieces, by the `tokenizers` package; and the marks that late interaction puts before them."""
+"""Tokenizers: texts to word pieces, by the `tokenizers` package; and the frame of special tokens around every text."""
 
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,11 +23,68 @@ MARKS = {"query": "[unused0]", "document": "[unused1]"}
 Kind = Literal["query", "document"]
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the tokens of a text in a row.
+
+    Attributes:
+      query, document: the tokens before a query and before a document.
+      end: the token behind either.
+      pad: the token that fills up rows, and stands for nothing else.
+      query_prompt, document_prompt: words that are put before the text and cut into tokens with it.
+    """
+
+    query: tuple[int, ...]
+    document: tuple[int, ...]
+    end: int
+    pad: int
+    query_prompt: str = ""
+    document_prompt: str = ""
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Frame:
+        """The inverse of `dataclasses.asdict`, also through JSON."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+
+    def before(self, kind: Kind) -> tuple[int, ...]:
+        """The tokens before a text of this kind."""
+        return self.query if kind == "query" else self.document
+
+    def prompt(self, kind: Kind) -> str:
+        """The words before a text of this kind."""
+        return self.query_prompt if kind == "query" else self.document_prompt
+
+    def added(self, kind: Kind) -> int:
+        """How many tokens of a row are none of the text and the prompt."""
+        return len(self.before(kind)) + 1
+
+
+def bert_frame(tokenizer: HfTokenizer) -> Frame:
+    """[CLS], the mark of the kind, the text, [SEP].
+
+    Raises:
+      ValueError: the tokenizer lacks a special token or a mark; names it.
+    """
+    if missing := [token for token in (*SPECIAL, *MARKS.values()) if tokenizer.token_to_id(token) is None]:
+        raise ValueError(f"the tokenizer has no {', '.join(missing)}; rows as late interaction reads them need the special tokens of BERT")
+    pad, _, start, end, _ = (tokenizer.token_to_id(token) for token in SPECIAL)
+    query, document = (tokenizer.token_to_id(MARKS[kind]) for kind in ("query", "document"))
+    return Frame((start, query), (start, document), end, pad)
+
+
 class Tokenizer(Artifact):
-    """Word pieces with the special tokens and marks of BERT: `get()` is a `tokenizers.Tokenizer`."""
+    """`get()` is a `tokenizers.Tokenizer`, `frame()` what stands around a text; that of BERT, unless a subclass has another."""
 
     def load(self, folder: Path) -> HfTokenizer:
         return open_tokenizer(folder / "tokenizer.json")
+
+    def frame(self) -> Frame:
+        """What `tokenize` puts around texts."""
+        return bert_frame(self.get())
+
+    def info(self) -> dict[str, Any]:
+        """What a method may take from the tokenizer: `tokenizer_info`."""
+        return tokenizer_info(self.get(), self.frame())
 
 
 @dataclass(frozen=True)
@@ -66,7 +123,7 @@ def open_tokenizer(path: Path) -> HfTokenizer:
     """The tokenizer of a `tokenizer.json`, without padding or truncation of its own.
 
     Raises:
-      ValueError: the file is damaged, or lacks a special token; names it.
+      ValueError: the file is damaged; names it.
     """
     from tokenizers import Tokenizer
 
@@ -76,34 +133,38 @@ def open_tokenizer(path: Path) -> HfTokenizer:
         raise ValueError(f"{path} is no tokenizer ({error}); take the tokenizer.json that was published with the model") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    if missing := [token for token in (*SPECIAL, *MARKS.values()) if tokenizer.token_to_id(token) is None]:
-        raise ValueError(f"{path} has no {', '.join(missing)}; late interaction needs the special tokens of BERT")
     return tokenizer
 
 
-def tokenizer_info(tokenizer: HfTokenizer) -> dict[str, Any]:
-    """What a method may take from a tokenizer: its `vocabulary` size, and the ids of word pieces: `pad`, `mask_token`, `punctuation` (those of one mark
-    each), `continues` (those that continue a word) and `added` (those that `tokenize` puts around every text)."""
-    around = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", *MARKS.values()))
+def tokenizer_info(tokenizer: HfTokenizer, frame: Frame) -> dict[str, Any]:
+    """What a method may take from a tokenizer: its `vocabulary` size, and the ids of word pieces: `pad`, `punctuation` (those of one mark each), `added` (those
+    that `tokenize` puts around every text); and of one with BERT's special tokens `mask_token`, and `continues` (those that continue a word)."""
     pieces = (tokenizer.token_to_id(mark) for mark in string.punctuation)
-    return {
-        "vocabulary": tokenizer.get_vocab_size(),
-        "pad": tokenizer.token_to_id("[PAD]"),
-        "mask_token": tokenizer.token_to_id("[MASK]"),
+    info = {
+        # Tokens that were added may lie beyond a language model's table: some share their tokenizer with a model that also sees images.
+        "vocabulary": tokenizer.get_vocab_size(with_added_tokens=False),
+        "pad": frame.pad,
         "punctuation": tuple(sorted(piece for piece in pieces if piece is not None)),
-        "added": tuple(sorted(piece for piece in around if piece is not None)),
-        "continues": tuple(sorted(piece for text, piece in tokenizer.get_vocab().items() if text.startswith("##"))),
+        "added": tuple(sorted({*frame.query, *frame.document, frame.end})),
     }
+    if (mask := tokenizer.token_to_id("[MASK]")) is None:
+        return info
+    continues = tuple(sorted(piece for text, piece in tokenizer.get_vocab().items() if text.startswith("##")))
+    return info | {"vocabulary": tokenizer.get_vocab_size(), "mask_token": mask, "continues": continues}
 
 
-def tokenize(tokenizer: HfTokenizer, texts: Sequence[str] | Iterable[str], length: int, kind: Kind) -> tuple[np.ndarray, int]:
-    """([n, length] int32 ids, how many texts were cut): [CLS], the mark of `kind`, the text's word pieces, [SEP], then padding."""
-    if length < 4:
-        raise ValueError(f"length={length} leaves no place for text beside [CLS], the mark and [SEP]; use 4 or more")
-    pieces = [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-    start, mark, end, pad = (tokenizer.token_to_id(token) for token in ("[CLS]", MARKS[kind], "[SEP]", "[PAD]"))
-    ids = np.full((len(pieces), length), pad, np.int32)
+def tokenize(tokenizer: HfTokenizer, texts: Sequence[str] | Iterable[str], length: int, kind: Kind, frame: Frame | None = None) -> tuple[np.ndarray, int]:
+    """([n, length] int32 ids, how many texts were cut): the frame's tokens, prompt and text, its end, then padding. No frame is BERT's."""
+    frame = frame or bert_frame(tokenizer)
+    room = length - frame.added(kind)
+    if room < 1:
+        raise ValueError(
+            f"length={length} leaves no place for text beside the {frame.added(kind)} special tokens around it; use {frame.added(kind) + 1} or more"
+        )
+    before, prompt = frame.before(kind), frame.prompt(kind)
+    pieces = [encoding.ids for encoding in tokenizer.encode_batch([prompt + text for text in texts], add_special_tokens=False)]
+    ids = np.full((len(pieces), length), frame.pad, np.int32)
     for row, some in zip(ids, pieces, strict=True):
-        kept = [start, mark, *some[: length - 3], end]
+        kept = [*before, *some[:room], frame.end]
         row[: len(kept)] = kept
-    return ids, sum(len(some) > length - 3 for some in pieces)
+    return ids, sum(len(some) > room for some in pieces)

@@ -215,11 +215,11 @@ class Attention:
         places = place + jnp.arange(N)
         q, k, v = self.project(x, places)
         keys, values = (jax.lax.dynamic_update_slice(whole, by_head(new).astype(whole.dtype), (0, place, 0)) for whole, new in zip(cache, (k, v), strict=True))
-        grouped = by_head(q).reshape(len(keys), -1, q.shape[-1])  # [B V G, R N, K], R heads to a group
+        grouped = by_head(q).reshape(keys.shape[0], -1, q.shape[-1])  # [B V G, R N, K], R heads to a group
         found = jnp.einsum("gqk,gsk->gqs", grouped, keys, preferred_element_type=jnp.float32).reshape(B, -1, N, keys.shape[1])
         if self.window:
             bias = bias + hide(places[:, None] - jnp.arange(keys.shape[1])[None] < self.window)[None, None]
-        weights = self.weights(found, bias).astype(v.dtype).reshape(len(values), -1, values.shape[1])  # [B G, R N, S]
+        weights = self.weights(found, bias).astype(v.dtype).reshape(values.shape[0], -1, values.shape[1])  # [B G, R N, S]
         mixed = jnp.einsum("gqs,gsk->gqk", weights, values).reshape(B, self.heads, N, -1)
         return self.close(jnp.swapaxes(mixed, 1, 2)), (keys, values)
 
@@ -294,7 +294,7 @@ class CrossAttention:
         (B, T, _), (k, v) = x.shape, remembered
         q, k = self.weights.prepare(split_heads(self.query(x), self.heads), k)
         found = jnp.einsum("gqk,gsk->gqs", by_head(q), k, preferred_element_type=jnp.float32).reshape(B, self.heads, T, -1)
-        weights = self.weights(found, bias).astype(v.dtype).reshape(len(v), T, -1)
+        weights = self.weights(found, bias).astype(v.dtype).reshape(v.shape[0], T, -1)
         mixed = jnp.einsum("gqs,gsk->gqk", weights, v).reshape(B, self.heads, T, -1)
         return self.output(merge_heads(jnp.swapaxes(mixed, 1, 2)))
 

@@ -203,7 +203,7 @@ class BlockDiagonal:
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., inputs] -> [..., outputs]."""
         parts = x.reshape(-1, self.kernel.shape[0], self.kernel.shape[1])  # [..., blocks, inputs / blocks] in three dimensions
-        flat = jnp.einsum("nbi,bio->nbo", parts, self.kernel.astype(x.dtype)).reshape(len(parts), -1)
+        flat = jnp.einsum("nbi,bio->nbo", parts, self.kernel.astype(x.dtype)).reshape(parts.shape[0], self.kernel.shape[0] * self.kernel.shape[2])
         if self.bias is not None:
             flat = flat + along_last(self.bias, flat)
         return flat.reshape(*x.shape[:-1], -1)

@@ -246,7 +246,7 @@ def prepending(rows: Batch, start: int | jax.Array, exit: int | jax.Array) -> Be
     """Before each layer start <= l < exit: every placeholder becomes the state at the end of its block."""
     place = jnp.concatenate([jnp.asarray(rows.front), jnp.asarray(rows.own)], axis=1)  # [B, 2 N]
     source = jnp.concatenate([jnp.asarray(rows.end)] * 2, axis=1)
-    row = jnp.arange(len(place))[:, None]
+    row = jnp.arange(place.shape[0])[:, None]
 
     def between(layer: int | jax.Array, x: jax.Array, context: Context) -> jax.Array:
         del context

@@ -36,7 +36,7 @@ import numpy as np
 from jaxrec.artifact import checksum
 from jaxrec.index import ExactIndex, ScannIndex
 
-KIND, SCHEMA = "jaxrec bundle", 1
+KIND, SCHEMA = "jaxrec bundle", 2
 MANIFEST, SEAL = "manifest.json", "manifest.sha256"
 BATCH = 256  # histories that are encoded at once; smaller batches are padded to a power of two, so that few programs are compiled
 COMPARED = 50_000  # the largest catalogue in which near misses of an id are looked for: each comparison takes some microseconds

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.data.passages import Passages
-from jaxrec.data.tokenizers import MARKS, tokenize
+from jaxrec.data.tokenizers import MARKS, Frame, bert_frame, tokenize
 from jaxrec.method import Encoder, Vectors
 from jaxrec.param import Tree
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MASK = "[MASK]"
 SHOWN = {MARKS["query"]: "[Q]", MARKS["document"]: "[D]"}
+BEGINS = ("\u0120", "\u2581")  # what tokens begin with that begin a word, in tokenizers of language models
+BLANK = "\u2423"  # a token of space alone
 CONTEXT = 3  # words on either side of an answer
 CLOSING, OPENING, JOINING = {*",.;:!?)]}%"}, {*"([{$#"}, {*"-/'’_@"}
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -153,7 +155,9 @@ def explanation(
     return Explanation(tuple(query_tokens), tuple(document_tokens), similarity, name)
 
 
-def explain(system: Encoder, params: Tree, query_pieces: np.ndarray, document_pieces: np.ndarray, *, tokenizer: Tokenizer, name: str = "") -> Explanation:
+def explain(
+    system: Encoder, params: Tree, query_pieces: np.ndarray, document_pieces: np.ndarray, *, tokenizer: Tokenizer, frame: Frame | None = None, name: str = ""
+) -> Explanation:
     """Encodes one query and one document, and explains their score.
 
     Args:
@@ -162,6 +166,7 @@ def explain(system: Encoder, params: Tree, query_pieces: np.ndarray, document_pi
       query_pieces: [Tq] int32, as `tokenize` gives them, padding included: a system may fill it up.
       document_pieces: [Td] int32.
       tokenizer: whose word pieces they are.
+      frame: what stands around them; None: BERT's.
       name: of the document, to be shown.
 
     Raises:
@@ -172,14 +177,14 @@ def explain(system: Encoder, params: Tree, query_pieces: np.ndarray, document_pi
         if vectors.mask.shape != (1, len(pieces)):
             count = vectors.mask.shape[1]
             raise ValueError(f"{type(system).__name__} gives {count} vectors for the {len(pieces)} word pieces of a {what}; only one for each can be explained")
-    pad = tokenizer.token_to_id("[PAD]")
-    tokens = [MASK if piece == pad else _piece(tokenizer, piece) for piece in query_pieces]  # padding that is compared stands for [MASK]
+    frame = frame or bert_frame(tokenizer)
+    tokens = [MASK if piece == frame.pad else _piece(tokenizer, frame, piece) for piece in query_pieces]  # padding that is compared stands for [MASK]
     kept = asked.mask[0]
-    length = int(np.flatnonzero(np.asarray(document_pieces) != pad).max(initial=-1)) + 1
+    length = int(np.flatnonzero(np.asarray(document_pieces) != frame.pad).max(initial=-1)) + 1
     return explanation(
         [token for token, keep in zip(tokens, kept, strict=True) if keep],
         asked.values[0][kept],
-        [_piece(tokenizer, piece) for piece in document_pieces[:length]],
+        [_piece(tokenizer, frame, piece) for piece in document_pieces[:length]],
         found.values[0][:length],
         compared=found.mask[0][:length],
         name=name,
@@ -201,15 +206,15 @@ def explain_document(system: Encoder, params: Tree, data: Passages, query: str, 
     """
     if not query.strip():
         raise ValueError("the query has no text; ask something: --query 'TEXT'")
-    collection, tokenizer = data.collection(), data.tokenizer.get()
+    collection, tokenizer, frame = data.collection(), data.tokenizer.get(), data.tokenizer.frame()
     if document not in collection.ids:
         near = difflib.get_close_matches(document, collection.ids, n=3)
         raise ValueError(f"there is no document {document!r}; ids are like {', '.join(near or collection.ids[:3])}")
     row = collection.ids.index(document)
-    pieces, _ = tokenize(tokenizer, [query], data.query_length, "query")
+    pieces, _ = tokenize(tokenizer, [query], data.query_length, "query", frame)
     title = collection.titles[row]
     name = f"{document}: {title}" if title else document
-    return explain(system, params, pieces[0], data.tokens()["documents"][row], tokenizer=tokenizer, name=name)
+    return explain(system, params, pieces[0], data.tokens()["documents"][row], tokenizer=tokenizer, frame=frame, name=name)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -219,9 +224,15 @@ def _encode(system: Encoder, params: Tree, query: jax.Array, document: jax.Array
         return system.encode_query(params, batch), system.encode_item(params, batch)
 
 
-def _piece(tokenizer: Tokenizer, piece: int) -> str:
+def _piece(tokenizer: Tokenizer, frame: Frame, piece: int) -> str:
+    """A token as BERT would write it: ##x continues a word, [x] is none of the text's."""
     token = tokenizer.id_to_token(int(piece))
-    return f"[{piece}]" if token is None else SHOWN.get(token, token)
+    if token is None or token in SHOWN or tokenizer.token_to_id(MASK) is not None:
+        return f"[{piece}]" if token is None else SHOWN.get(token, token)
+    if piece in (*frame.query, *frame.document, frame.end, frame.pad):
+        return f"[{token}]"
+    text = tokenizer.decode([int(piece)], skip_special_tokens=False).strip() or BLANK  # the letters of byte-level tokens are not those of the text
+    return text if token.startswith(BEGINS) else f"##{text}"
 
 
 # --- words --------------------------------------------------------------------------------------------------------------------------

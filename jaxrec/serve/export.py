@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -93,7 +94,8 @@ def export_search(experiment: Experiment, params: Tree, step: int, folder: Path,
                 file.write(json.dumps(dict(zip(("id", "title", "text"), document, strict=True)), ensure_ascii=False) + "\n")
         lengths = {"query_length": data.query_length, "document_length": data.document_length}
         said = {"system": RETRIEVER, "documents": len(documents), "dim": documents.values.shape[1], "engine": type(engine).__name__, "encoder": encoder}
-        _seal(partial, experiment, leaves, step, metrics, {**said, **lengths, "programs": programs})
+        frame = dataclasses.asdict(data.tokenizer.frame())
+        _seal(partial, experiment, leaves, step, metrics, {**said, **lengths, "frame": frame, "programs": programs})
     say(f"wrote {folder}: {len(documents):,} documents, {len(documents.values):,} vectors of {documents.values.shape[1]} dimensions")
 
 

@@ -21,7 +21,7 @@ import jax
 import jax.export
 import numpy as np
 
-from jaxrec.data.tokenizers import open_tokenizer, tokenize
+from jaxrec.data.tokenizers import Frame, open_tokenizer, tokenize
 from jaxrec.index.multivector import ExactMultiVector, MultiVectorIndex, Plaid
 from jaxrec.serve.bundle import MANIFEST, near, read_manifest
 
@@ -50,6 +50,7 @@ class SearchBundle:
             self.documents: list[dict[str, str]] = [json.loads(line) for line in file]
         self._row = {document["id"]: row for row, document in enumerate(self.documents)}
         self._tokenizer = open_tokenizer(folder / "tokenizer.json")
+        self._frame = Frame.of(manifest["frame"])
         self._index = ENGINES[manifest["engine"]].load(folder / "index", fingerprint=manifest["encoder"])
         program = jax.export.deserialize(bytearray((folder / manifest["programs"][jax.default_backend().replace("gpu", "cuda")]).read_bytes()))
         self._program = jax.jit(program.call)
@@ -78,7 +79,7 @@ class SearchBundle:
             raise ValueError(f"the queries are the text {texts!r}; give a list of texts")
         if empty := [place for place, text in enumerate(texts) if not text.strip()]:
             raise ValueError(f"query {empty[0]} has no text; ask something")
-        ids, _ = tokenize(self._tokenizer, texts, self.manifest["query_length"], "query")
+        ids, _ = tokenize(self._tokenizer, texts, self.manifest["query_length"], "query", self._frame)
         answers = []
         for low in range(0, len(ids), BATCH):
             some = ids[low : low + BATCH]

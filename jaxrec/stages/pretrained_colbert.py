@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxrec.artifact import Artifact, checksum
-from jaxrec.data.tokenizers import MARKS, Tokenizer, open_tokenizer
+from jaxrec.data.tokenizers import MARKS, Tokenizer, bert_frame, open_tokenizer
 from jaxrec.interop import colbert_files, safetensors_files
 from jaxrec.interop.colbert_files import PUNCTUATION, SPECIAL, ColBERTCheckpoint, Settings
 from jaxrec.methods.late_interaction.colbert import ColBERT, TokenEncoder
@@ -67,7 +67,7 @@ class ColBERTTokenizer(Tokenizer):
     def build(self, folder: Path) -> None:
         checkpoint = colbert_files.read(safetensors_files.locate(self.model))
         (folder / "tokenizer.json").write_text(with_our_names(checkpoint), encoding="utf8")
-        open_tokenizer(folder / "tokenizer.json")
+        bert_frame(open_tokenizer(folder / "tokenizer.json"))
 
 
 def parameters(checkpoint: ColBERTCheckpoint) -> dict[str, np.ndarray]:

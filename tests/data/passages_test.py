@@ -7,7 +7,7 @@ import pytest
 
 from jaxrec.data.collection import SyntheticCollection
 from jaxrec.data.passages import Negatives, Passages
-from jaxrec.data.tokenizers import WordPiece, open_tokenizer, tokenize, tokenizer_info
+from jaxrec.data.tokenizers import Frame, WordPiece, bert_frame, open_tokenizer, tokenize, tokenizer_info
 
 SOURCE = SyntheticCollection(documents=40, queries=15, words=300)
 DATA = Passages(SOURCE, WordPiece(SOURCE, size=400), batch=6, query_length=8, document_length=20)
@@ -39,6 +39,19 @@ def test_tokens_are_marked_cut_and_padded():
         tokenize(tokenizer, [text], 3, "query")
 
 
+def test_a_frame_has_tokens_and_words_around_a_text():
+    tokenizer = DATA.tokenizer.get()
+    words = SOURCE.get().texts[0].split()
+    frame = Frame(query=(7,), document=(), end=9, pad=1, query_prompt=words[0] + " ")
+    assert Frame.of({**vars(frame), "query": [7], "document": []}) == frame
+    prompted, plain = (tokenizer.encode(text, add_special_tokens=False).ids for text in (f"{words[0]} {words[1]}", words[1]))
+    query, _ = tokenize(tokenizer, [words[1]], 12, "query", frame)
+    document, cut = tokenize(tokenizer, [words[1]], 12, "document", frame)
+    assert query[0].tolist() == ([7, *prompted, 9] + [1] * 12)[:12] and document[0].tolist() == ([*plain, 9] + [1] * 12)[:12] and not cut
+    with pytest.raises(ValueError, match="length=1 leaves no place for text beside the 1 special tokens"):
+        tokenize(tokenizer, ["x"], 1, "document", frame)
+
+
 def test_what_a_method_learns_of_the_tokenizer():
     info = DATA.info()
     tokenizer = DATA.tokenizer.get()
@@ -47,7 +60,7 @@ def test_what_a_method_learns_of_the_tokenizer():
     assert tokenizer.id_to_token(info["mask_token"]) == "[MASK]"
     assert all(tokenizer.id_to_token(piece).startswith("##") for piece in info["continues"]) and info["continues"]
     marked = WordPiece(SyntheticCollection(documents=3, queries=2), size=300)
-    assert info["punctuation"] == () == tokenizer_info(marked.get())["punctuation"]  # made-up words have none
+    assert info["punctuation"] == () == marked.info()["punctuation"]  # made-up words have none
 
 
 def test_punctuation_is_known(tmp_path):
@@ -57,12 +70,13 @@ def test_punctuation_is_known(tmp_path):
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert tokenizer_info(open_tokenizer(tmp_path / "tokenizer.json"))["punctuation"] == (7, 9)
+    read = open_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer_info(read, bert_frame(read))["punctuation"] == (7, 9)
     vocabulary.pop("[MASK]")
     tokenizer = Tokenizer(models.WordPiece({token: row for row, token in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"tokenizer.json has no \[MASK\]"):
-        open_tokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"the tokenizer has no \[MASK\]"):
+        bert_frame(open_tokenizer(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="is no tokenizer"):
         open_tokenizer(tmp_path / "tokenizer.json")

@@ -194,7 +194,7 @@ def test_one_program_per_platform_where_one_cannot_serve_all(tmp_path, monkeypat
 
 def test_manifest_says_what_the_bundle_is(exported, opened):
     folder = exported[0]
-    expected = {"name": "tiny", "method": "SASRec", "step": 7, "items": ITEMS, "length": LENGTH, "dim": 8, "metrics": {"ndcg@10": 0.25}, "schema": 1}
+    expected = {"name": "tiny", "method": "SASRec", "step": 7, "items": ITEMS, "length": LENGTH, "dim": 8, "metrics": {"ndcg@10": 0.25}, "schema": 2}
     assert {key: opened.manifest[key] for key in expected} == expected
     assert opened.manifest["versions"]["jax"] == jax.__version__
     assert json.loads((folder / "experiment.json").read_text())["method"]["dim"] == 8
@@ -233,7 +233,7 @@ def test_an_extra_file_another_schema_and_no_bundle_are_refused(exported, tmp_pa
         Bundle.open(copy, verify=False)
     with pytest.raises(FileNotFoundError, match=r"is no bundle .*jaxrec export"):
         Bundle.open(tmp_path)
-    monkeypatch.setattr(bundle_module, "SCHEMA", 2)
+    monkeypatch.setattr(bundle_module, "SCHEMA", 3)
     with pytest.raises(ValueError, match="of schema 1; this jaxrec reads 'jaxrec bundle' of schema 2; export it again"):
         Bundle.open(exported[0])
 

@@ -114,7 +114,9 @@ class LastToken(Method, Encoder):
             hidden = token_prepending.states(decoder, rows, x, start=self.plan.start, exit=self.plan.exit, until=until, key=key)
             return pool(hidden, jnp.asarray(rows.pooled), "mean")[:, None]
         hidden = decoder(ids, attended.astype(jnp.int32), key=key)
-        return pool(hidden, attended, "mean")[:, None] if self.pooling == "mean" else hidden[jnp.arange(len(ids)), last(attended)][:, None]
+        if self.pooling == "mean":
+            return pool(hidden, attended, "mean")[:, None]
+        return jnp.take_along_axis(hidden, last(attended)[:, None, None], axis=1)
 
     def loss(self, params: Tree, batch: Batch, key: Array) -> Loss:
         """Term: "contrastive", InfoNCE over the documents of the batch."""

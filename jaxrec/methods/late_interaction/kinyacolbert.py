@@ -127,7 +127,7 @@ class KinyaColBERT(ColBERT):
         if skipped:
             left_out = jnp.isin(ids, jnp.asarray(skipped, ids.dtype)) & starts
             single = ~jnp.pad(attended[:, 1:] & ~starts[:, 1:], [(0, 0), (0, 1)])  # nothing continues it
-            rows = jnp.arange(len(ids))[:, None]
+            rows = jnp.arange(ids.shape[0])[:, None]
             mask &= ~jnp.zeros_like(mask).at[rows, jnp.maximum(word - 1, 0)].max(left_out & single)
         return Vectors(values, mask)
 
