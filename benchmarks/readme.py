@@ -25,6 +25,7 @@ MODULES |= {"Popularity": "sequential.popularity", "LastItem": "sequential.last_
 PROTOCOLS = ("seen kept, all targets", "seen removed, warm targets")  # as most papers, and as the strongest published numbers
 METRICS = ("Recall@10", "NDCG@10")
 SEARCH = ("nDCG@10", "Recall@10", "Recall@100")
+SURVIVORS = re.compile(r"(passing keys|keys that pass in both views) per query, n = (\d+), d = (\d+), beta = ([\d.]+)")
 SPEED = ("sasrec_step", "input_pipeline", "beam_search", "residual_kmeans", "maxsim", "maxsim_gradient", "threshold_attention", "generation")
 
 
@@ -39,7 +40,8 @@ def main() -> None:
             "passkey": passkey(load("passkey")),
             "personas": personas(load("meta_lora_personas")),
             "parity": parity(load("parity")),
-            "speed": speed([row for name in SPEED for row in load(name)]),
+            "speed": speed({name: load(name) for name in SPEED}),
+            "survivors": survivors(load("threshold_attention")),
         },
     }
     for page, sections in tables.items():
@@ -200,16 +202,36 @@ def parity(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def speed(results: list[dict[str, Any]]) -> str:
-    """One line per ratio."""
-    if not results:
+def speed(benchmarks: dict[str, list[dict[str, Any]]]) -> str:
+    """A table per benchmark, a row per ratio."""
+    lines = ["Medians of interleaved turns in one run."]
+    for name, results in benchmarks.items():
+        rows = [row for row in results if not SURVIVORS.match(row["name"])]
+        if not rows:
+            continue
+        where = ", ".join(dict.fromkeys(row["device"] for row in rows))
+        lines += ["", f"`python -m benchmarks.{name}`: {where}; {span(rows)}.", "", "| ours, peer | ours | peer | ratio | unit |", "|---|---|---|---|---|"]
+        for row in rows:
+            ours, peer, ratio = (f"{row[key]:,.2f}" if isinstance(row.get(key), (int, float)) else "" for key in ("ours", "peer", "ratio"))
+            lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {row['unit']} |")
+    return "\n".join(lines) + "\n"
+
+
+def survivors(results: list[dict[str, Any]]) -> str:
+    """A row per gate and width, a column per number of keys: how many keys pass, counted and by the formula."""
+    found = {match.groups(): row for row in results if (match := SURVIVORS.match(row["name"]))}
+    if not found:
         return ""
-    where = ", ".join(dict.fromkeys(row["device"] for row in results))
-    when = ", ".join(dict.fromkeys(row["date"] for row in results))
-    lines = [f"Medians of interleaved turns in one run; {where}; {when}.", "", "| ours, peer | ours | peer | ratio | unit |", "|---|---|---|---|---|"]
-    for row in results:
-        ours, peer, ratio = (f"{row[key]:,.2f}" if isinstance(row.get(key), (int, float)) else "" for key in ("ours", "peer", "ratio"))
-        lines.append(f"| {row['name']} | {ours} | {peer} | {ratio} | {row['unit']} |")
+    rows = list(found.values())
+    farthest = max(abs(row["ours"] - row["peer"]) / row["standard_error"] for row in rows if row["standard_error"])
+    keys = sorted({int(n) for _, n, _, _ in found})
+    where = f"{rows[0]['device']}; {span(rows)}"
+    lines = [f"Keys that pass, counted / by the formula; no count is farther than {farthest:.1f} standard errors from it; {where}.", ""]
+    lines += [f"| keys that pass | beta | d | {' | '.join(f'n = {n}' for n in keys)} |", "|---|---|---|" + "---|" * len(keys)]
+    for what, d, beta in dict.fromkeys((what, d, beta) for what, _, d, beta in sorted(found, key=lambda key: (key[0] != "passing keys", key[3], int(key[2])))):
+        cells = [found.get((what, str(n), d, beta)) for n in keys]
+        shown = ["" if row is None else f"{row['ours']:.3g} / {row['peer']:.3g}" for row in cells]
+        lines.append(f"| {'in one view' if what == 'passing keys' else 'in both views'} | {beta} | {d} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
