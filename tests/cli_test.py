@@ -169,6 +169,13 @@ def test_data_sids_reports_draws_and_looks_up_both_ways(capsys, tmp_path):
     for wrong in ("x", "4", "-1"):
         assert "code 1 should be a number 0..3, as in --prefix" in refused(capsys, "data", "sids", str(path), f"--prefix={wrong}")
     assert "codes=256 is more than the 200 different embeddings" in refused(capsys, "data", "sids", "synthetic")
+    main(["data", "sids", "synthetic", "--codes", "8", "--levels", "2", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["items"] == 200 and [level["width"] for level in facts["levels"]] == [8, 8]
+    main(["data", "sids", str(path), "--data.columns.0.sids.quantizer.codes", "3"])
+    assert " / 3" in capsys.readouterr().out
+    assert "--levels and --codes are of a data set" in refused(capsys, "data", "sids", str(path), "--codes", "8")
+    assert "unrecognized arguments: --method.dim 3" in refused(capsys, "data", "sids", "synthetic", "--method.dim", "3")
 
 
 def test_data_sids_of_an_experiment_without_any_says_so(capsys, experiment):

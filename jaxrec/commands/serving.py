@@ -41,11 +41,12 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
     history = [item.strip() for item in options.history.split(",")]
     users = [options.user] if options.user else None
     times = [[float(time) for time in options.times.split(",")]] if options.times else None
-    lists = {name: [item.strip() for item in text.split(",")] for name in ("deny", "allow") if (text := getattr(options, name))}
-    answers = bundle.recommend([history], options.k, keep_seen=options.keep_seen, exact=options.exact, users=users, times=times, **lists)[0]
+    answers = bundle.recommend([history], options.k, keep_seen=options.keep_seen, exact=options.exact, users=users, times=times, **_lists(options))[0]
     if options.json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
         return
+    if not answers:
+        say("nothing is left to recommend: --allow, --deny and the history leave no item")
     for place, answer in enumerate(answers, 1):
         print(f"{place:3}  {answer.score:8.4f}  {answer.item}" + (f"  {answer.title}" if answer.title != answer.item else ""))
 
@@ -56,14 +57,21 @@ def _search(options: argparse.Namespace) -> None:
 
     if not options.text:
         raise ValueError(f"{options.bundle} finds documents: give --text WORDS")
-    lists = {name: [document.strip() for document in text.split(",")] for name in ("deny", "allow") if (text := getattr(options, name))}
-    answers = SearchBundle.open(Path(options.bundle)).search([options.text], options.k, **lists)[0]
+    answers = SearchBundle.open(Path(options.bundle)).search([options.text], options.k, **_lists(options))[0]
     if options.json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1, ensure_ascii=False))
         return
+    if not answers:
+        say("nothing is left to find: --allow and --deny leave no document")
     for place, answer in enumerate(answers, 1):
         text = " ".join(answer.text.split())
         print(f"{place:3}  {answer.score:8.4f}  {answer.title or answer.document}\n     {text[:150]}{'...' if len(text) > 150 else ''}")
+
+
+def _lists(options: argparse.Namespace) -> dict[str, list[str]]:
+    """`deny` and `allow` where they are given; --allow "" allows nothing."""
+    given = {name: text for name in ("deny", "allow") if (text := getattr(options, name)) is not None}
+    return {name: [item.strip() for item in text.split(",") if item.strip()] for name, text in given.items()}
 
 
 def _explain(options: argparse.Namespace, rest: list[str]) -> None:
@@ -101,8 +109,8 @@ def _query_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--times", default="", metavar="T,T,...", help="seconds since 1970 of each item, for a model that uses times")
     parser.add_argument("--user", default="", metavar="ID", help="for a model that uses features of users")
     parser.add_argument("--find", default="", metavar="TEXT", help="list items whose title contains TEXT")
-    parser.add_argument("--deny", default="", metavar="ID,ID,...", help="items that are not to be recommended")
-    parser.add_argument("--allow", default="", metavar="ID,ID,...", help="the only items that may be recommended")
+    parser.add_argument("--deny", metavar="ID,ID,...", help="items that are not to be recommended")
+    parser.add_argument("--allow", metavar="ID,ID,...", help="the only items that may be recommended")
     parser.add_argument("-k", type=int, default=10, help="how many items")
     parser.add_argument("--keep-seen", action="store_true", help="items of the history may be recommended again")
     parser.add_argument("--exact", action="store_true", help="search all items instead of the ScaNN index")

@@ -13,6 +13,8 @@ import numpy as np
 from jaxrec.artifact import Artifact
 from jaxrec.data.batches import Batches
 from jaxrec.data.data import Data
+from jaxrec.data.features import RandomVectors
+from jaxrec.data.source import Source
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class GivenVectors(Artifact):
     def get(self) -> np.ndarray:
         return self.vectors
 
+    def smoke(self, source: Source) -> RandomVectors:
+        """Vectors of a small source, of our width."""
+        return RandomVectors(source, width=self.vectors.shape[1])
+
 
 @dataclass(frozen=True)
 class FusedVectors(Artifact):
@@ -82,3 +88,7 @@ class FusedVectors(Artifact):
 
     def load(self, folder: Path) -> np.ndarray:
         return np.load(folder / "vectors.npy", mmap_mode="r")
+
+    def smoke(self, source: Source) -> FusedVectors:
+        """The miniatures of its parts, side by side."""
+        return FusedVectors(tuple(embeddings.smoke(source) for embeddings in self.embeddings))  # type: ignore[attr-defined]

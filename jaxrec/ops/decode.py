@@ -202,7 +202,7 @@ def resolve(
     *,
     per_leaf: int,
     restriction: Restriction | None = None,
-    key: jax.Array | None = None,
+    keys: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Items of semantic IDs: up to `per_leaf` of those that share a tuple, in the order of the beams; K * M is the budget of a request.
 
@@ -215,7 +215,7 @@ def resolve(
       log_probs: [B, K] of the tuples.
       per_leaf: M.
       restriction: the one of the search; None = everything.
-      key: None for the first items by the priority that the trie was built with; a key for a uniformly random choice.
+      keys: None for the first items by the priority that the trie was built with; a key [B] for each row for a uniformly random choice.
 
     Returns:
       items [B, K * M] int32 without duplicates, then 0 (and 0 in the place of a leaf -1); log_probs [B, K * M] float32 of their tuples, then -inf.
@@ -225,7 +225,10 @@ def resolve(
     if restriction is None:
         restriction = Restriction(jnp.full((len(leaf), 1), trie.sizes.items, jnp.int32), False)
     begin, end = trie.span(trie.sizes.levels - 1, jnp.maximum(leaf, 0))  # [B, K]
-    rank = jnp.broadcast_to(jnp.arange(per_leaf), (*leaf.shape, per_leaf)) if key is None else _sample(key, restriction.count(begin, end), per_leaf)
+    if keys is None:
+        rank = jnp.broadcast_to(jnp.arange(per_leaf), (*leaf.shape, per_leaf))
+    else:
+        rank = jax.vmap(_sample, in_axes=(0, 0, None))(keys, restriction.count(begin, end), per_leaf)
     place = restriction.nth(begin, rank)  # [B, K, M]
     found = (place < end[..., None]) & (leaf >= 0)[..., None]
     items = jnp.where(found, trie.item(jnp.minimum(place, trie.sizes.items - 1)), 0).reshape(len(leaf), -1)

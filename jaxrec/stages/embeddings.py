@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.metadata
 import re
 import time
 from collections.abc import Sequence
@@ -68,9 +67,6 @@ class TfidfSvd(TextEncoder):
     def __post_init__(self):
         if self.dim < 1 or self.min_count < 1:
             raise ValueError(f"dim={self.dim} and min_count={self.min_count} must be at least 1")
-
-    def inputs(self) -> dict[str, Any]:
-        return {"scikit-learn": importlib.metadata.version("scikit-learn")}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import, and only a build needs it

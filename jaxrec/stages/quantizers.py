@@ -48,7 +48,7 @@ class Quantizer:
         raise TypeError(f"{type(self).__name__} does not encode")
 
     def reconstruct(self, params: Arrays, codes: np.ndarray) -> np.ndarray:
-        """[N, E] float32: what codes [N, L] stand for."""
+        """[N, E] float32: what codes [N, L] stand for, or the first codes [N, l] of them alone."""
         raise TypeError(f"{type(self).__name__} does not reconstruct")
 
     def renumber(self, params: Arrays, numbers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -95,8 +95,9 @@ class ResidualKMeans(Quantizer):
         return np.asarray(_residual_codes(jnp.asarray(vectors, jnp.float32), jnp.asarray(params["codebook"]), normalize=self.normalize)[0])
 
     def reconstruct(self, params: Arrays, codes: np.ndarray) -> np.ndarray:
-        norms = np.stack([norms[code] for norms, code in zip(params["norms"], codes.T, strict=True)], axis=1)
-        return np.asarray(reconstruct(jnp.asarray(codes), jnp.asarray(params["codebook"]), jnp.asarray(norms)))
+        levels = codes.shape[1]
+        norms = np.stack([norms[code] for norms, code in zip(params["norms"][:levels], codes.T, strict=True)], axis=1)
+        return np.asarray(reconstruct(jnp.asarray(codes), jnp.asarray(params["codebook"][:levels]), jnp.asarray(norms)))
 
     def smoke(self) -> ResidualKMeans:
         return dataclasses.replace(self, levels=min(2, self.levels), codes=4)
@@ -180,7 +181,7 @@ class LearnedRQVAE(Quantizer):
 
     def reconstruct(self, params: Arrays, codes: np.ndarray) -> np.ndarray:
         method, tree = self._bound(params)
-        return np.asarray(method.decode(tree, jnp.asarray(codes)))
+        return np.asarray(method.decode({**tree, "codebook": tree["codebook"][: codes.shape[1]]}, jnp.asarray(codes)))
 
     def smoke(self) -> LearnedRQVAE:
         small = dataclasses.replace(self.method, levels=min(2, self.method.levels), codes=4, dim=8, hidden=(16,), parts=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import json
@@ -89,7 +90,8 @@ class SemanticIds(Artifact):
         and one is drawn when it is resolved ("random") or the lowest id taken ("none").
       digits: how many different digits there may be; 0 = as many as needed.
       seed: of the quantizer.
-      previous: older IDs of the same items, whose code numbers the new ones take over as far as they agree.
+      previous: older IDs, whose code numbers the new ones take over as far as they agree on the items that both have (of the same outside id; of
+        embeddings that name no source, all items).
     """
 
     embeddings: Artifact
@@ -107,11 +109,15 @@ class SemanticIds(Artifact):
 
     def build(self, folder: Path) -> None:
         vectors = np.asarray(self.embeddings.get()[1:], np.float32)
-        check(vectors, max(self.quantizer.widths))
+        check(vectors, max(self.quantizer.widths), self._names())
         params = self.quantizer.fit(vectors, self.seed)
         codes = self.quantizer.encode(params, vectors)
         if self.previous is not None:
-            numbers = renumbering(self.previous.get(), SidTable(_padded(codes), self.quantizer.widths))
+            before, after = self.previous.get(), SidTable(_padded(codes), self.quantizer.widths)
+            old, new = self.previous._names(), self._names()
+            if old is not None and new is not None:
+                before, after = shared(before, after, old, new)
+            numbers = renumbering(before, after)
             params = self.quantizer.renumber(params, numbers)
             codes = np.stack([number[code] for number, code in zip(numbers, codes.T, strict=True)], axis=1)
         widths = self.quantizer.widths
@@ -133,6 +139,11 @@ class SemanticIds(Artifact):
         known = json.loads((folder / "table.json").read_text())
         return SidTable(np.load(folder / "codes.npy", mmap_mode="r"), tuple(known["widths"]), known["levels"], known["dedup"])
 
+    def _names(self) -> Sequence[str] | None:
+        """Outside ids of items 1..N, where the embeddings say of what source they are."""
+        source = getattr(self.embeddings, "source", None)
+        return source.get().items if isinstance(source, Source) else None
+
     def params(self) -> dict[str, np.ndarray]:
         """What the quantizer learned, by name."""
         self.get()
@@ -142,12 +153,31 @@ class SemanticIds(Artifact):
     def assign(self, vectors: np.ndarray) -> np.ndarray:
         """[M, L] codes of the embeddings [M, E] of new items, by what was learned from the old ones; the digit is yours to give."""
         vectors = np.asarray(vectors, np.float32)
+        if vectors.ndim != 2 or vectors.shape[1] != (width := self.embeddings.get().shape[1]):
+            raise ValueError(f"the new items' embeddings are {vectors.shape}; the IDs were made of vectors of {width} numbers, so give [M, {width}]")
         check(vectors)
-        return self.quantizer.encode(self.params(), vectors)
+        return self.quantizer.encode(self.params(), vectors) if len(vectors) else np.zeros((0, len(self.quantizer.widths)), np.int32)
 
-    def reconstructed(self) -> np.ndarray:
-        """[N, E] the vectors that the codes of items 1..N stand for."""
-        return self.quantizer.reconstruct(self.params(), np.asarray(self.get().semantic))
+    def extended(self, vectors: np.ndarray) -> SidTable:
+        """The table with new items N + 1, N + 2, ... behind the old ones, whose IDs stay: codes by `assign` of [M, E], and the next free digits.
+
+        Raises:
+          ValueError: a digit would be more than the last position has; a model with more of them has to be trained.
+        """
+        table = self.get()
+        codes = np.concatenate([table.semantic, self.assign(vectors)])
+        if self.dedup == "digit":
+            digit, most = digits(codes, before=np.asarray(table.codes[1:, -1])), table.widths[-1]
+            if (digit >= most).any():
+                full = codes[int(np.argmax(digit >= most))]
+                raise ValueError(f"more than {most} items share the codes {tuple(full.tolist())}; make new IDs, with digits={int(digit.max()) + 1} or more")
+            codes = np.concatenate([codes, digit[:, None]], axis=1)
+        return dataclasses.replace(table, codes=_padded(codes))
+
+    def reconstructed(self) -> list[np.ndarray]:
+        """For l = 1..L [N, E], what the first l codes of items 1..N stand for."""
+        params, codes = self.params(), np.asarray(self.get().semantic)
+        return [self.quantizer.reconstruct(params, codes[:, :level]) for level in range(1, codes.shape[1] + 1)]
 
     def smoke(self, source: Source) -> SemanticIds:
         """The same over a small source, whose embeddings are the miniature of ours."""
@@ -193,8 +223,8 @@ class SidPrefixes(Column):
         return dataclasses.replace(self, sids=self.sids.smoke(source))  # type: ignore[attr-defined]
 
 
-def check(vectors: np.ndarray, codes: int = 0) -> None:
-    """Refuses embeddings [N, E] of items 1..N that cannot be quantised into `codes` codes.
+def check(vectors: np.ndarray, codes: int = 0, names: Sequence[str] | None = None) -> None:
+    """Refuses embeddings [N, E] of items 1..N, called `names` outside, that cannot be quantised into `codes` codes.
 
     Raises:
       ValueError: a value that is not finite, a row of zeros, or fewer distinct rows than codes; it names the item.
@@ -202,10 +232,12 @@ def check(vectors: np.ndarray, codes: int = 0) -> None:
     broken = ~np.isfinite(vectors)
     if broken.any():
         item, column = np.argwhere(broken)[0]
-        raise ValueError(f"the embedding of item {item + 1} has {vectors[item, column]} in column {column}; every value must be a finite number")
+        raise ValueError(
+            f"the embedding of item {names[item] if names else item + 1} has {vectors[item, column]} in column {column}; every value must be a finite number"
+        )
     zero = np.flatnonzero(~vectors.any(axis=1)) + 1
     if len(zero):
-        shown = ", ".join(map(str, zero[:8])) + (", ..." if len(zero) > 8 else "")
+        shown = ", ".join(names[item - 1] if names else str(item) for item in zero[:8]) + (", ..." if len(zero) > 8 else "")
         raise ValueError(f"the embeddings of {len(zero)} items are all zero: {shown}; give these items a text (or whatever is embedded), or leave them out")
     distinct: set[int] = set()
     for row in vectors:
@@ -216,8 +248,17 @@ def check(vectors: np.ndarray, codes: int = 0) -> None:
         raise ValueError(f"codes={codes} is more than the {len(distinct)} different embeddings of the {len(vectors)} items; ask for codes <= {len(distinct)}")
 
 
-def digits(codes: np.ndarray) -> np.ndarray:
-    """[N] int32: 0 where the row of codes [N, L] is the only one of its kind, else 1, 2, ... among its equals in the order of rows."""
+def digits(codes: np.ndarray, before: np.ndarray | None = None) -> np.ndarray:
+    """[N] int32: 0 where the row of codes [N, L] is the only one of its kind, else 1, 2, ... among its equals in the order of rows.
+
+    The first rows keep the digits that they have `before`, and those behind get the next of their kind.
+    """
+    if before is not None:
+        found, taken = np.zeros(len(codes), np.int32), collections.Counter[bytes]()
+        for row, kind in enumerate(map(bytes, np.ascontiguousarray(codes, np.int32))):
+            found[row] = before[row] if row < len(before) else taken[kind]
+            taken[kind] = max(taken[kind], int(found[row]) + 1)
+        return found
     _, group, count = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
     group = group.reshape(-1)
     order = np.argsort(group, kind="stable")
@@ -234,6 +275,19 @@ def stability(old: SidTable, new: SidTable) -> tuple[float, ...]:
     """
     before, after = _comparable(old, new)
     return tuple(np.logical_and.accumulate(before == after, axis=1).mean(axis=0).tolist())
+
+
+def shared(old: SidTable, new: SidTable, before: Sequence[str], after: Sequence[str]) -> tuple[SidTable, SidTable]:
+    """Both tables with the items alone that stand in both catalogues, `before` and `after` by outside id, in one order.
+
+    Raises:
+      ValueError: there is none.
+    """
+    row = {item: number for number, item in enumerate(before, 1)}
+    kept = [(row[item], number) for number, item in enumerate(after, 1) if item in row]
+    if not kept:
+        raise ValueError(f"none of the {len(after)} items is among the {len(before)} of the previous IDs; leave previous=None")
+    return tuple(dataclasses.replace(table, codes=np.asarray(table.codes)[[0, *rows]]) for table, rows in zip((old, new), zip(*kept), strict=True))  # type: ignore[return-value]
 
 
 def renumbering(old: SidTable, new: SidTable) -> list[np.ndarray]:

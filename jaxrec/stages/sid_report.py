@@ -14,19 +14,20 @@ import numpy as np
 from jaxrec.stages.semantic_ids import SidTable
 
 
-def report(table: SidTable, embeddings: np.ndarray, titles: Sequence[str], reconstructed: np.ndarray | None = None) -> dict[str, Any]:
+def report(table: SidTable, embeddings: np.ndarray, titles: Sequence[str], reconstructed: Sequence[np.ndarray] = ()) -> dict[str, Any]:
     """Facts about the IDs, JSON-able.
 
     Args:
       table: the IDs.
       embeddings: [N + 1, E] that they were made from.
       titles: [N] of items 1..N.
-      reconstructed: [N, E] what the codes stand for (`SemanticIds.reconstructed`), if at hand.
+      reconstructed: for l = 1..L [N, E], what the first l codes stand for (`SemanticIds.reconstructed`), if at hand.
 
     Returns:
       items; levels: for each l `used` codes, `perplexity` exp(-sum_w p_w log p_w), `unique` the share #(distinct prefixes of l codes) / #items, and
-      `within` = sum |x - mean of its prefix|^2 / sum |x - mean|^2, the variance that the first l codes leave; `shared`: items whose codes another item
-      has too; `largest`: the codes, size and first titles of the largest group with equal codes; `relative_mse` of `reconstructed`, or None.
+      `within` = sum |x - mean of its prefix|^2 / sum |x - mean|^2, the variance that the first l codes leave, and `relative_mse` = sum |x - x_l|^2 / the
+      same, of what they stand for, or None; `shared`: items whose codes another item has too; `largest`: the codes, size and first titles of the largest
+      group with equal codes.
 
     Raises:
       ValueError: the arrays are not of the table's items.
@@ -48,6 +49,7 @@ def report(table: SidTable, embeddings: np.ndarray, titles: Sequence[str], recon
                 "perplexity": float(np.exp(-(share * np.log(share)).sum())),
                 "unique": len(count) / len(codes),
                 "within": _within(vectors, group, count) / total if total else 0.0,
+                "relative_mse": float(((vectors - reconstructed[level]) ** 2).sum() / total) if len(reconstructed) and total else None,
             }
         )
     members = np.flatnonzero(group == np.argmax(count))
@@ -56,21 +58,19 @@ def report(table: SidTable, embeddings: np.ndarray, titles: Sequence[str], recon
         "levels": levels,
         "shared": int(count[count > 1].sum()),
         "largest": {"codes": codes[members[0]].tolist(), "items": len(members), "titles": [titles[row] for row in members[:5]]},
-        "relative_mse": None if reconstructed is None or not total else float(((vectors - reconstructed) ** 2).sum() / total),
     }
 
 
 def text(facts: dict[str, Any]) -> str:
     """A report as a few aligned lines."""
-    lines = [f"{facts['items']:,} items", "level   codes used  perplexity   distinct prefixes   variance left"]
+    lines = [f"{facts['items']:,} items", "level   codes used  perplexity   distinct prefixes   variance left   error of the codes"]
     for number, level in enumerate(facts["levels"], 1):
         used = f"{level['used']} / {level['width']}"
-        lines.append(f"{number:>5}{used:>13}{level['perplexity']:>12.1f}{level['unique']:>20.1%}{level['within']:>16.1%}")
+        error = "" if level["relative_mse"] is None else f"{level['relative_mse']:>21.1%}"
+        lines.append(f"{number:>5}{used:>13}{level['perplexity']:>12.1f}{level['unique']:>20.1%}{level['within']:>16.1%}{error}")
     largest = facts["largest"]
     lines.append(f"{facts['shared']:,} items share their codes with another; at most {largest['items']} have the same, {tuple(largest['codes'])}:")
     lines += [f"  {title}" for title in largest["titles"]]
-    if facts["relative_mse"] is not None:
-        lines.append(f"the codes leave {facts['relative_mse']:.1%} of the variance")
     return "\n".join(lines)
 
 

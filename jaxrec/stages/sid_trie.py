@@ -48,7 +48,7 @@ class SidTrie(Column):
         return {"of": "item", "kind": "sid", "draw": int(self.sids.get().dedup == "random"), **json.loads((self.folder() / "sizes.json").read_text())}
 
     def smoke(self, source: Source) -> SidTrie:
-        return dataclasses.replace(self, sids=RandomSids(source, (4, 4, 4)), priority=None)
+        return dataclasses.replace(self, sids=self.sids.smoke(source), priority=None)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,7 @@ class RandomSids(Artifact):
 
     def load(self, folder: Path) -> SidTable:
         return SidTable(np.load(folder / "codes.npy", mmap_mode="r"), self.widths)
+
+    def smoke(self, source: Source) -> RandomSids:
+        """The same over a small source."""
+        return dataclasses.replace(self, source=source, widths=(4, 4, 4))

@@ -228,7 +228,7 @@ def test_depth_and_breadth_spend_the_same_budget():
 def test_a_random_choice_has_no_duplicates_and_nothing_denied(size):
     denied = {7, 8, 30, 33}
     restriction = restrict(BUCKETS, deny=jnp.array([list(denied)]))
-    items = given(BUCKETS, LEAF, SCORE, per_leaf=size, restriction=restriction, key=jax.random.key(1))[0]
+    items = given(BUCKETS, LEAF, SCORE, per_leaf=size, restriction=restriction, keys=jax.random.split(jax.random.key(1), len(LEAF)))[0]
     real = [item for item in items[0].tolist() if item]
     assert len(real) == len(set(real)) == min(size, 2) + min(size, 27)
     assert not set(real) & denied and set(real[: min(size, 2)]) <= {31, 32}
@@ -236,7 +236,7 @@ def test_a_random_choice_has_no_duplicates_and_nothing_denied(size):
 
 def test_a_random_choice_is_uniform():
     keys = jax.random.split(jax.random.key(2), 3000)
-    draw = jax.jit(jax.vmap(lambda key: resolve(BUCKETS, jnp.array([[0]]), jnp.zeros((1, 1)), per_leaf=6, key=key)[0][0]))
+    draw = jax.jit(jax.vmap(lambda key: resolve(BUCKETS, jnp.array([[0]]), jnp.zeros((1, 1)), per_leaf=6, keys=key[None])[0][0]))
     counts = np.bincount(np.asarray(draw(keys)).ravel(), minlength=31)[1:]
     assert counts.sum() == 18_000
     np.testing.assert_allclose(counts, 600, atol=5 * np.sqrt(600 * 0.8))  # 5 standard deviations of a binomial with p = 6 / 30

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from jaxrec.artifact import Artifact
 from jaxrec.data.item_vectors import FusedVectors, GivenVectors, ItemVectorRows
+from jaxrec.data.source import Source
 from jaxrec.methods.generative.rqvae import RQVAE
 from jaxrec.optimizer import Adam
 from jaxrec.stages.quantizers import LearnedRQVAE, Quantizer, ResidualKMeans, ResidualVQ
-from jaxrec.stages.semantic_ids import SemanticIds, SidPrefixes, SidTable, digits, renumbered, renumbering, stability
+from jaxrec.stages.semantic_ids import SemanticIds, SidPrefixes, SidTable, digits, renumbered, renumbering, shared, stability
 
 SMALL = ResidualKMeans(levels=2, codes=4, iterations=5)
 
@@ -36,6 +38,30 @@ class Tree(Artifact):
 
     def load(self, folder: Path) -> np.ndarray:
         return np.load(folder / "vectors.npy")
+
+
+@dataclass(frozen=True)
+class Shop(Source):
+    """Names of items, and no more."""
+
+    first: int
+    last: int
+
+    def get(self):
+        return SimpleNamespace(items=[f"item-{number}" for number in range(self.first, self.last)])
+
+
+@dataclass(frozen=True)
+class TreeOf(Artifact):
+    """The vectors of `Tree` that a shop's items have; row `hollow` of them is zero."""
+
+    source: Shop
+    hollow: int = -1
+
+    def get(self) -> np.ndarray:
+        vectors = Tree().get()[1 + self.source.first : 1 + self.source.last]
+        vectors = np.where(np.arange(len(vectors))[:, None] == self.hollow, 0, vectors)
+        return np.concatenate([np.zeros_like(vectors[:1]), vectors])
 
 
 def given(rows) -> GivenVectors:
@@ -105,8 +131,22 @@ def test_new_items_get_codes_without_retraining(quantizer):
     sids = SemanticIds(Tree(), quantizer)
     vectors = Tree().get()[1:]
     np.testing.assert_array_equal(sids.assign(vectors[:20]), sids.get().semantic[:20])
-    near = sids.reconstructed()
-    assert near.shape == vectors.shape and ((vectors - near) ** 2).sum() < 0.05 * ((vectors - vectors.mean(0)) ** 2).sum()
+    errors = [((vectors - near) ** 2).sum() / ((vectors - vectors.mean(0)) ** 2).sum() for near in sids.reconstructed()]
+    assert len(errors) == 2 and errors[1] < 0.05 and errors[1] < errors[0]
+    assert sids.assign(vectors[:0]).shape == (0, 2)
+    with pytest.raises(ValueError, match=r"are \(2, 5\); the IDs were made of vectors of 6 numbers, so give \[M, 6\]"):
+        sids.assign(vectors[:2, :5])
+
+
+def test_new_items_come_behind_the_old_ones_with_the_next_digits():
+    sids = SemanticIds(Tree(), SMALL, digits=40)
+    old, vectors = sids.get(), Tree().get()[1:]
+    crowded = int(old.codes[1:, 2].argmax())  # the last item of the largest group
+    new = sids.extended(vectors[[crowded, crowded]])
+    np.testing.assert_array_equal(new.codes[:151], old.codes)
+    np.testing.assert_array_equal(new.codes[151:], old.codes[1 + crowded] + np.array([[0, 0, 1], [0, 0, 2]]))
+    with pytest.raises(ValueError, match=r"more than 40 items share the codes .* make new IDs, with digits=\d\d or more"):
+        sids.extended(np.repeat(vectors[crowded : crowded + 1], 40, axis=0))
 
 
 def test_an_rqvae_is_trained_by_the_loop_and_assigns_codes():
@@ -116,7 +156,7 @@ def test_an_rqvae_is_trained_by_the_loop_and_assigns_codes():
     table, vectors = sids.get(), Tree().get()[1:]
     assert table.widths[:2] == (4, 4)
     np.testing.assert_array_equal(sids.assign(vectors[:20]), table.semantic[:20])
-    error = ((vectors - sids.reconstructed()) ** 2).sum() / ((vectors - vectors.mean(0)) ** 2).sum()
+    error = ((vectors - sids.reconstructed()[-1]) ** 2).sum() / ((vectors - vectors.mean(0)) ** 2).sum()
     assert error < 0.4 and len(np.unique(table.semantic, axis=0)) >= 8
 
 
@@ -164,7 +204,23 @@ def test_a_new_version_keeps_the_numbers_of_the_one_before():
     alone, following = SemanticIds(Tree(), SMALL, seed=5), SemanticIds(Tree(), SMALL, seed=5, previous=old)
     assert stability(old.get(), following.get()) == (1.0, 1.0) and stability(old.get(), alone.get())[0] < 1
     np.testing.assert_array_equal(following.assign(Tree().get()[1:]), following.get().semantic)  # the codebooks were renumbered too
-    np.testing.assert_allclose(following.reconstructed(), alone.reconstructed(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(following.reconstructed()[-1], alone.reconstructed()[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_are_kept_by_the_items_that_both_catalogues_have():
+    before, after = TreeOf(Shop(first=0, last=120)), TreeOf(Shop(first=30, last=150))
+    old, alone = SemanticIds(before, SMALL), SemanticIds(after, SMALL, seed=5)
+    following = dataclasses.replace(alone, previous=old)
+    tables = [shared(old.get(), sids.get(), before.source.get().items, after.source.get().items) for sids in (alone, following)]
+    assert all(table.size == 90 for pair in tables for table in pair)
+    assert stability(*tables[1]) == (1.0, 1.0) and stability(*tables[0])[0] < 1
+    with pytest.raises(ValueError, match="none of the 1 items is among the 120 of the previous IDs"):
+        shared(old.get(), old.get(), before.source.get().items, ["other"])
+
+
+def test_errors_name_items_as_their_source_does():
+    with pytest.raises(ValueError, match="1 items are all zero: item-33; give"):
+        SemanticIds(TreeOf(Shop(first=30, last=150), hollow=3), SMALL).get()
 
 
 def test_fused_vectors_lie_side_by_side_and_rows_are_items():

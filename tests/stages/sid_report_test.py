@@ -17,7 +17,7 @@ TITLES = ["red lipstick", "dark red lipstick", "lipstick brush", "hair brush"]
 
 
 def test_the_facts_by_hand():
-    facts = report(TABLE, VECTORS, TITLES, VECTORS[1:] + [1, 0])
+    facts = report(TABLE, VECTORS, TITLES, [VECTORS[1:] + [1, 1], VECTORS[1:] + [1, 0]])
     assert json.loads(json.dumps(facts)) == facts
     first, second = facts["levels"]
     assert (facts["items"], first["width"], first["used"], second["used"], facts["shared"]) == (4, 4, 2, 2, 2)
@@ -26,7 +26,7 @@ def test_the_facts_by_hand():
     assert (first["unique"], second["unique"]) == (0.5, 0.75)
     total = 1 + 9 + 25 + 81  # the mean is 0
     assert first["within"] == pytest.approx((4 + 0 + 4) / total) and second["within"] == pytest.approx((1 + 1) / total)
-    assert facts["relative_mse"] == pytest.approx(4 / total)
+    assert (first["relative_mse"], second["relative_mse"]) == (pytest.approx(8 / total), pytest.approx(4 / total))
     assert facts["largest"] == {"codes": [0, 0], "items": 2, "titles": TITLES[:2]}
 
 
@@ -36,14 +36,14 @@ def test_more_codes_tell_more_items_apart_and_leave_less_variance():
     facts = report(SidTable(codes, (5,) * 4), random.normal(size=(301, 3)), ["x"] * 300)
     unique, within = ([level[name] for level in facts["levels"]] for name in ("unique", "within"))
     assert unique == sorted(unique) and within == sorted(within, reverse=True) and unique[-1] < 1
-    assert facts["relative_mse"] is None
+    assert all(level["relative_mse"] is None for level in facts["levels"])
 
 
 def test_the_text_has_a_line_for_each_level():
-    lines = text(report(TABLE, VECTORS, TITLES, VECTORS[1:])).splitlines()
-    assert lines[0] == "4 items" and len(lines) == 2 + 2 + 1 + 2 + 1
+    lines = text(report(TABLE, VECTORS, TITLES, [VECTORS[1:]] * 2)).splitlines()
+    assert lines[0] == "4 items" and len(lines) == 2 + 2 + 1 + 2
     assert "2 / 4" in lines[2] and "50.0%" in lines[2] and "75.0%" in lines[3]
-    assert "2 items share their codes" in lines[4] and "red lipstick" in lines[5] and "0.0%" in lines[7]
+    assert "2 items share their codes" in lines[4] and "red lipstick" in lines[5] and lines[2].endswith(" 0.0%")
 
 
 def test_the_tree_shows_the_largest_branches_first():

@@ -147,6 +147,11 @@ class SidGenerator(Method, Generator):
     def __post_init__(self):
         if self.users and self.attention.positions == "alibi":
             raise ValueError(f"users={self.users}: ALiBi hides user tokens, which are far from every item; choose other positions, or users=0")
+        if self.users and (self.attention.positions == "rotary" or self.attention.window):
+            raise ValueError(
+                f"users={self.users}: rotary positions and windows count places in the row, which begins with {self.segments} user tokens in training and "
+                "with one when it generates; choose other positions, window=0, or users=0"
+            )
 
     @property
     def tokens_per_item(self) -> int:
@@ -181,8 +186,16 @@ class SidGenerator(Method, Generator):
         else:
             found = beam_search(step, None, beams=beams, widths=self.sids.widths)
             leaf = lookup(trie, found.codes)
-        items, log_probs = resolve(trie, leaf, found.log_probs, per_leaf=self.per_id, restriction=restriction, key=key if self.sids.draw else None)
+        keys = own_keys(key, batch["history"]) if self.sids.draw and key is not None else None
+        items, log_probs = resolve(trie, leaf, found.log_probs, per_leaf=self.per_id, restriction=restriction, keys=keys)
         return found.codes, items, log_probs
+
+
+def own_keys(key: jax.Array, history: jax.Array) -> jax.Array:
+    """A key [B] for each history [B, T]: what is drawn for one does not depend on the others of its batch, and differs between them."""
+    multiplier = jnp.uint32(16777619)  # of the FNV hash
+    mixed = jax.lax.fori_loop(0, history.shape[1], lambda t, h: (h ^ history[:, t].astype(jnp.uint32)) * multiplier, history[:, 0].astype(jnp.uint32))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, mixed)
 
 
 def distances(bias: RelativeBias | Alibi | None, query: jax.Array, key: jax.Array) -> jax.Array | None:

@@ -98,7 +98,7 @@ class TIGER(SidGenerator):
         x = jnp.concatenate([jnp.broadcast_to(params.start.reshape(1, 1, 1, -1), (B, M, 1, self.dim)).astype(written.dtype), written], axis=2)
         across = jnp.repeat(jnp.arange(1, M + 1), H)[None, :, None] == segment[:, None]  # [B, M * H, S]
         first, rest = split_key(key, 2)
-        place, one = jnp.arange(H), jnp.ones((1, H), jnp.int32)
+        place, one = jnp.arange(H), jnp.ones((B * M, H), jnp.int32)
         context = packed(one, causal=True, key=rest, bias=distances(params.decoder_bias, place, place))
         x = dropout(x, self.dropout, first)
         for layer, own in params.decoder.each(context):

@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 
 from jaxrec.methods.generative import tiger, tiger_decoder
-from jaxrec.methods.generative.sid_generator import tiny_sids
+from jaxrec.methods.generative.sid_generator import own_keys, tiny_sids
+from jaxrec.nn.attention import AttentionKind
 from jaxrec.ops.trie import Trie
 from jaxrec.param import create, flatten, unflatten
 
 ITEMS, LENGTH, BEAMS = 30, 6, 48  # as many beams as tuples; one number for all tests, so that one program serves them
 MODELS = {"encoder-decoder": tiger.tiny, "decoder-only": tiger_decoder.tiny}
-OPTIONS = {"plain": {}, "separators and users": {"separators": True, "users": 5}}
+OPTIONS = {
+    "plain": {},
+    "separators and users": {"separators": True, "users": 5},
+    "rotary threshold attention": {"attention": AttentionKind(weights="threshold", positions="rotary", beta=0.3)},
+}
 
 
 @functools.cache
@@ -162,3 +167,17 @@ def test_items_that_share_an_id_are_given_in_the_order_of_their_priority():
     _, items, scores = generate(shared, unflatten(spec, {name: leaves[name] for name in flatten(spec)}), question(HISTORIES))
     found = {item: float(score) for item, score in zip(items[0].tolist(), scores[0], strict=True) if item in (1, 2)}
     assert list(found) == [2, 1] and found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", [AttentionKind(positions="rotary"), AttentionKind(window=3), AttentionKind(positions="alibi")])
+def test_user_tokens_are_refused_where_places_are_counted_in_the_row(kind):
+    with pytest.raises(ValueError, match="users=5: .* or users=0"):
+        dataclasses.replace(tiger.tiny()[0], users=5, attention=kind)
+
+
+def test_what_is_drawn_for_a_history_is_its_own():
+    histories = jnp.asarray([[1, 2, 3, 0], [3, 2, 1, 0], [1, 2, 3, 0]])
+    keys = jax.random.key_data(own_keys(jax.random.key(0), histories))
+    np.testing.assert_array_equal(keys[0], keys[2])
+    assert (keys[0] != keys[1]).any()
+    np.testing.assert_array_equal(keys[1], jax.random.key_data(own_keys(jax.random.key(0), histories[1:2]))[0])
