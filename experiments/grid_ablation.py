@@ -5,18 +5,21 @@
 
 The base alone: jaxrec train experiments/grid_ablation.py
 
-Each variant is a run under runs/grid_ablation/, so an interrupted call continues where it stopped, and is rated on the test split. Variants that change
-only the search (`free`, `beams_*`) take the base's parameters. The base is of the size of tiger_small_beauty.
+Each variant is a run under runs/grid_ablation/, so an interrupted call (Ctrl-C, or `timeout -s INT 540 python -m ...`) continues where it stopped, and is
+rated on the test split; all rows so far are in runs/grid_ablation/table.json. Variants that change only the search (`free`, `beams_*`) take the base's parameters. The base is of the size of
+tiger_small_beauty.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
-from jaxrec.artifact import say
+from jaxrec.artifact import say, write_atomically
+from jaxrec.commands.options import columns
 from jaxrec.data.builders.amazon_p5 import AmazonP5
 from jaxrec.evals.report import summarise
 from jaxrec.experiment import SEARCH, Experiment, load, override
@@ -37,6 +40,8 @@ def ids(quantizer: Quantizer, **options: Any) -> dict[str, Any]:
     return {"data.columns": (SidTrie(SemanticIds(TextEmbeddings(AmazonP5("beauty"), TfidfSvd(dim=256)), quantizer, **options)),)}
 
 
+TABLE = Path("runs/grid_ablation/table.json")
+METRICS = ("Recall@10", "NDCG@10", "Recall@5", "NDCG@5")
 GRID: dict[str, dict[str, Any]] = {
     "base": {},
     "rvq": ids(ResidualVQ()),
@@ -72,12 +77,17 @@ def main() -> None:
     if options.list:
         print("\n".join(f"{name:18} {', '.join(changes) or 'experiments/tiger_small_beauty.py'}" for name, changes in GRID.items()))
         return
-    print("variant             seed  protocol                       Recall@10  NDCG@10  Recall@5  NDCG@5")
+    table = json.loads(TABLE.read_text()) if TABLE.exists() else []
     for name in options.only:
         for seed in range(options.seeds):
-            for row in rated(variant(name, options.steps, seed), name, options.steps, seed):
-                numbers = [row.metrics[metric].mean for metric in ("Recall@10", "NDCG@10", "Recall@5", "NDCG@5")]
-                print(f"{name:18}  {seed:4}  {row.seen + ', ' + row.targets:29}  " + "  ".join(f"{number:.4f}  " for number in numbers), flush=True)
+            cell = {"variant": name, "steps": options.steps, "seed": seed}
+            rows = [
+                {**cell, "protocol": f"{row.seen}, {row.targets}"} | {metric: round(row.metrics[metric].mean, 5) for metric in METRICS}
+                for row in rated(variant(name, options.steps, seed), name, options.steps, seed)
+            ]
+            table = [row for row in table if not cell.items() <= row.items()] + rows
+            write_atomically(TABLE, json.dumps(table, indent=1))
+    print(columns(table))
 
 
 def variant(name: str, steps: int, seed: int) -> Experiment:
