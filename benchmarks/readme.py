@@ -137,10 +137,8 @@ def sids(results: list[dict[str, Any]]) -> str:
             kept = "; ".join(f"{name}: {share:.1%} (first code {row['first code'][name]:.1%})" for name, share in row["ours"].items())
             lines += ["", f"Of the {row['unit'].removeprefix('share of the ')}, a tenth of each being others, so many keep their ID: {kept}."]
         elif "dim" in row:
-            lines += [
-                "",
-                f"{row['name'][0].upper()}{row['name'][1:]} of {row['dim']} dimensions to 3 levels of 256 codes takes {row['ours']} s ({row['device']}).",
-            ]
+            what = row["name"][0].upper() + row["name"][1:]
+            lines += ["", f"{what} of {row['dim']} dimensions to 3 levels of 256 codes takes {row['ours']} s ({row['device']})."]
     return "\n".join(lines) + "\n"
 
 

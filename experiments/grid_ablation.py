@@ -6,8 +6,8 @@
 The base alone: jaxrec train experiments/grid_ablation.py
 
 Each variant is a run under runs/grid_ablation/, so an interrupted call (Ctrl-C, or `timeout -s INT 540 python -m ...`) continues where it stopped, and is
-rated on the test split; all rows so far are in runs/grid_ablation/table.json. Variants that change only the search (`free`, `beams_*`) take the base's parameters. The base is of the size of
-tiger_small_beauty.
+rated on the test split; all rows so far are in runs/grid_ablation/table.json. Variants that change only the search (`free`, `beams_*`) take the base's
+parameters. The base is of the size of tiger_small_beauty.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxrec.artifact import say, write_atomically
-from jaxrec.commands.options import columns
 from jaxrec.data.builders.amazon_p5 import AmazonP5
 from jaxrec.evals.report import summarise
 from jaxrec.experiment import SEARCH, Experiment, load, override
@@ -87,7 +86,10 @@ def main() -> None:
             ]
             table = [row for row in table if not cell.items() <= row.items()] + rows
             write_atomically(TABLE, json.dumps(table, indent=1))
-    print(columns(table))
+    print(f"{'variant':18}  steps  seed  {'protocol':29}  {'  '.join(METRICS)}")
+    for row in table:
+        numbers = "  ".join(f"{row[metric]:<{len(metric)}.4f}" for metric in METRICS)
+        print(f"{row['variant']:18}  {row['steps']:5}  {row['seed']:4}  {row['protocol']:29}  {numbers}")
 
 
 def variant(name: str, steps: int, seed: int) -> Experiment:
