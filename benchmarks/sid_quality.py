@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +49,9 @@ class Catalogue(Source):
         items = len(self.whole.get().items)
         return np.sort(np.random.default_rng(self.seed).permutation(items)[: round(items * (1 - self.left_out))])
 
-    def get(self):
-        class Names:
-            items = [self.whole.get().items[row] for row in self.rows()]
-
-        return Names
+    def get(self) -> Any:
+        names = self.whole.get().items
+        return SimpleNamespace(items=[names[row] for row in self.rows()])
 
 
 @dataclass(frozen=True)

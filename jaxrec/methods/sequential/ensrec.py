@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,6 @@ from jaxrec.methods.sequential import sasrec
 from jaxrec.methods.sequential.next_item import NextItem, tiny_batch
 from jaxrec.nn.norm import unit
 from jaxrec.param import freeze
-
-RANK_OFFSET = 60  # of reciprocal rank fusion, as its authors chose it
 
 
 @dataclass(frozen=True)
@@ -127,39 +125,6 @@ def ensemble_scores(scores: jax.Array, weights: tuple[float, ...], tau: float = 
         return jnp.tensordot(share, said, axes=1, precision="highest")
     top = jnp.max(said, axis=0, keepdims=True)
     return top[0] + tau * jnp.log1p(jnp.tensordot(share, jnp.expm1((said - top) / tau), axes=1, precision="highest"))
-
-
-def fuse_candidates(scores: jax.Array, valid: jax.Array, weights: tuple[float, ...], by: Literal["score", "rank"] = "score") -> jax.Array:
-    """Joins systems whose scores have different scales (cosines, a generator's log-probabilities) on the same candidates, user by user.
-
-    "score": sum_m w_m (s_m - mean) / deviation over a user's candidates; a system that scores them all alike has no say. "rank": sum_m
-    w_m / (60 + rank), reciprocal rank fusion (Cormack et al., SIGIR 2009), in which of equal scores the earlier candidate stands first.
-
-    Args:
-      scores: [M, B, C] of M systems for C candidates of each user.
-      valid: [B, C] False where there is no candidate (a beam that ended nowhere); its scores may be anything.
-      weights: M numbers.
-      by: what of a score counts.
-
-    Returns:
-      [B, C] float32, -inf where not `valid`.
-    """
-    if len(weights) != len(scores):
-        raise ValueError(f"weights={weights} must be {len(scores)} numbers, one for each system")
-    if by not in ("score", "rank"):
-        raise ValueError(f"by={by!r} is not one of score, rank")
-    known = valid[None]
-    if by == "score":
-        count = jnp.maximum(jnp.sum(known, axis=-1, keepdims=True), 1)
-        scores = jnp.where(known, scores, 0).astype(jnp.float32)
-        centred = jnp.where(known, scores - jnp.sum(scores, axis=-1, keepdims=True) / count, 0)
-        deviation = jnp.sqrt(jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / count)
-        said = centred / jnp.where(deviation > 1e-6 * jnp.max(jnp.abs(scores), axis=-1, keepdims=True), deviation, inf)  # else rounding would speak
-    else:
-        order = jnp.argsort(jnp.where(known, -scores, inf), axis=-1)  # stable
-        said = 1 / (RANK_OFFSET + 1 + jnp.argsort(order, axis=-1).astype(jnp.float32))
-    total = jnp.einsum("mbc,m->bc", said, jnp.asarray(weights, jnp.float32), precision="highest")
-    return jnp.where(valid, total, -inf)
 
 
 def tiny() -> tuple[EnsRec, Batch]:

@@ -22,7 +22,7 @@ from jaxrec.evals.validation import NextItemRetrieval
 from jaxrec.experiment import Experiment
 from jaxrec.method import FROM_DATA, bind
 from jaxrec.methods.sequential import ensrec, sasrec
-from jaxrec.methods.sequential.ensrec import EnsRec, ParametricEnsRec, ensemble_scores, fuse_candidates
+from jaxrec.methods.sequential.ensrec import EnsRec, ParametricEnsRec, ensemble_scores
 from jaxrec.methods.sequential.next_item import tiny_batch
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.features import Feature
@@ -129,43 +129,6 @@ class TestParametricFamily:
     def test_what_cannot_be_is_refused(self, weights, tau, message):
         with pytest.raises(ValueError, match=message):
             ensemble_scores(self.scores, weights, tau)
-
-
-class TestFusedCandidates:
-    random = np.random.default_rng(1)
-    scores = np.stack([random.uniform(-1, 1, (6, 9)), random.normal(-40, 12, (6, 9))]).astype(np.float32)
-    valid = random.random((6, 9)) < 0.7
-
-    def test_standardised_scores_are_added_user_by_user(self):
-        got = np.asarray(fuse_candidates(self.scores, self.valid, (1.0, 0.5)))
-        for user, chosen in enumerate(self.valid):
-            a, b = self.scores[:, user, chosen].astype(np.float64)
-            np.testing.assert_allclose(got[user, chosen], (a - a.mean()) / a.std() + 0.5 * (b - b.mean()) / b.std(), atol=1e-5)
-            assert (got[user, ~chosen] == -np.inf).all()
-
-    def test_neither_scale_nor_what_is_no_candidate_matters(self):
-        other = np.where(self.valid, self.scores * np.array([1, 100], np.float32)[:, None, None] + 7, np.nan)
-        for by, tolerance in (("score", 1e-4), ("rank", 0)):
-            np.testing.assert_allclose(fuse_candidates(other, self.valid, (1, 1), by), fuse_candidates(self.scores, self.valid, (1, 1), by), atol=tolerance)
-
-    def test_a_system_that_scores_all_alike_has_no_say(self):
-        flat = np.stack([self.scores[0], np.full((6, 9), -33.1, np.float32)])
-        np.testing.assert_allclose(fuse_candidates(flat, self.valid, (1, 1)), fuse_candidates(self.scores, self.valid, (1, 0)), atol=1e-6)
-
-    def test_reciprocal_ranks_by_hand(self):
-        scores = np.array([[[0.9, 0.1, 0.5, 0.7]], [[-3.0, -1.0, -1.0, 5.0]]], np.float32)  # the last is no candidate
-        got = fuse_candidates(scores, np.array([[True, True, True, False]]), (1, 2), "rank")
-        np.testing.assert_allclose(got, [[1 / 61 + 2 / 63, 1 / 63 + 2 / 61, 1 / 62 + 2 / 62, -np.inf]], rtol=1e-6)
-
-    def test_a_user_without_candidates_has_no_scores(self):
-        for by in ("score", "rank"):
-            assert (np.asarray(fuse_candidates(self.scores, np.zeros((6, 9), bool), (1, 1), by)) == -np.inf).all()
-
-    def test_what_cannot_be_is_refused(self):
-        with pytest.raises(ValueError, match=r"weights=\(1,\) must be 2 numbers, one for each system"):
-            fuse_candidates(self.scores, self.valid, (1,))
-        with pytest.raises(ValueError, match="by='vote' is not one of score, rank"):
-            fuse_candidates(self.scores, self.valid, (1, 1), "vote")  # type: ignore[arg-type]
 
 
 def test_a_run_of_no_steps_is_the_trained_members_as_they_are(tmp_path):
