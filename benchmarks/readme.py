@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy import KEPT, PUBLISHED, REMOVED, dataset_of
+from jaxrec import experiment
 from jaxrec.artifact import write_atomically
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 MODULES = {"SASRec": "sequential.sasrec", "ESASRec": "sequential.esasrec", "HSTU": "sequential.hstu", "BERT4Rec": "sequential.bert4rec"}
 MODULES |= {"EnsRec": "sequential.ensrec", "TIGER": "generative.tiger", "TIGERDecoder": "generative.tiger_decoder"}
+MODULES |= {"CandidateEnsemble": "generative.candidate_ensemble"}
 MODULES |= {"ColBERT": "late_interaction.colbert", "XTR": "late_interaction.xtr", "ColBERTer": "late_interaction.colberter"}
 MODULES |= {"KinyaColBERT": "late_interaction.kinyacolbert", "ColEmbed": "late_interaction.colembed"}
 MODULES |= {"LastToken": "dense.last_token", "LaSER": "dense.laser"}
@@ -76,10 +78,27 @@ def paper(method: str) -> str:
 
 
 def methods() -> str:
-    """A row per method: its name, its file, and what that says of itself."""
-    lines = ["| method | file | what it is |", "|---|---|---|"]
-    lines += [f"| {method} | `methods/{module.replace('.', '/')}.py` | {paper(method)} |" for method, module in MODULES.items()]
+    """A row per method: its name, its file, what that says of itself, and the best that was measured."""
+    lines = ["| method | file | what it is | measured |", "|---|---|---|---|"]
+    found = measured()
+    lines += [f"| {method} | `methods/{module.replace('.', '/')}.py` | {paper(method)} | {found.get(method, '')} |" for method, module in MODULES.items()]
     return "\n".join(lines) + "\n"
+
+
+def measured() -> dict[str, str]:
+    """The best test result of each method on Beauty or on SciFact."""
+    best: dict[str, tuple[float, str]] = {}
+    for row in load("accuracy"):
+        run, protocol = row["name"].split(", ", 1)
+        if (group(run), protocol) == ("beauty", REMOVED):
+            score = row["ours"]["NDCG@10"]
+            best[row["method"]] = max(best.get(row["method"], (0.0, "")), (score, f"Beauty {row['ours']['Recall@10']:.3f} / {score:.3f}"))
+    for row in load("scifact"):
+        name, _, collection = row["name"].partition(", ")
+        if collection == "scifact" and (ROOT / "experiments" / f"{name}.py").exists():
+            method, score, new = type(experiment.load(ROOT / "experiments" / f"{name}.py").method).__name__, row["ours"]["nDCG@10"], row.get("new documents")
+            best[method] = max(best.get(method, (0.0, "")), (score, f"SciFact {score:.3f}" + (f", new {new['nDCG@10']:.3f}" if new else "")))
+    return {method: text for method, (_, text) in best.items()}
 
 
 def accuracy(results: list[dict[str, Any]]) -> str:
