@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrec.artifact import Artifact, checksum
 from jaxrec.data.data import Data
+from jaxrec.limits import check
 from jaxrec.method import Actor, Method, bind
 from jaxrec.optimizer import Adam
 from jaxrec.sharding import Layout
@@ -79,8 +80,7 @@ class Experiment:
     name: str = "experiment"
 
     def __post_init__(self):
-        if self.steps < 0 or self.accumulate < 1 or self.dispatch < 1:
-            raise ValueError(f"{self.name}: steps >= 0, accumulate >= 1 and dispatch >= 1 are needed, got {self.steps}, {self.accumulate}, {self.dispatch}")
+        check(self, steps=0, accumulate=1, dispatch=1, patience=0, log_every=0, eval_every=0, save_every=0)
         if self.accumulate > 1 and self.data.batch % self.accumulate:
             raise ValueError(f"{self.name}: a batch of {self.data.batch} rows does not divide into accumulate={self.accumulate} microbatches")
         couples = getattr(self.method, "couples", False)

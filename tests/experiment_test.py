@@ -117,10 +117,13 @@ def test_methods_that_couple_examples_refuse_accumulation_and_pmap():
         dataclasses.replace(SMALL, method=Acting(), accumulate=2)
 
 
-@pytest.mark.parametrize("values", [{"steps": -1}, {"accumulate": 0}, {"dispatch": 0}])
-def test_numbers_out_of_range_are_refused(values):
-    with pytest.raises(ValueError, match="steps >= 0, accumulate >= 1 and dispatch >= 1 are needed"):
-        dataclasses.replace(SMALL, **values)
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("steps", -1, 0), ("accumulate", 0, 1), ("dispatch", 0, 1), ("patience", -1, 0), ("log_every", -4, 0), ("eval_every", -4, 0), ("save_every", -4, 0)],
+)
+def test_numbers_out_of_range_are_refused(name, value, least):
+    with pytest.raises(ValueError, match=f"^Experiment: {name}={value} must be at least {least}$"):
+        dataclasses.replace(SMALL, **{name: value})
 
 
 def test_a_batch_that_does_not_divide_into_microbatches_is_refused():
