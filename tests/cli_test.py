@@ -70,6 +70,20 @@ def test_a_sweep_that_is_none_is_explained(capsys, experiment):
     assert "--sweep 'method.dim' should look like method.dim=64,128" in refused(capsys, "train", experiment, "--sweep", "method.dim")
 
 
+def test_a_sweep_with_a_value_that_cannot_be_trains_nothing(capsys, experiment, tmp_path):
+    arguments = ("train", experiment, "--workdir", str(tmp_path / "run"), "--sweep")
+    assert "abc" in refused(capsys, *arguments, "method.dim=16,abc")
+    assert "heads=3 does not divide dim=16" in refused(capsys, *arguments, "method.heads=1,3")
+    (tmp_path / "table.py").write_text(
+        FILE.replace("data.builders.synthetic import Synthetic", "data.builders.table import Table").replace("Synthetic(users=64, items=50)", "Table('')")
+    )
+    (tmp_path / "my.csv").write_text("user,item,time\n" + "".join(f"{user},{item},{item}\n" for user in range(8) for item in range(5)))
+    source = f"data.source.path={tmp_path / 'my.csv'},{tmp_path / 'zz.csv'}"
+    said = refused(capsys, "train", str(tmp_path / "table.py"), *arguments[2:], source)
+    assert "zz.csv does not exist" in said and "===" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_commands_say_what_must_come_first(capsys, experiment, tmp_path):
     said = refused(capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"))
     assert "ranks_test.npz does not exist; evaluate the run first: jaxrec eval experiments/one.py --split test" in said
