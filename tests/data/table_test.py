@@ -225,6 +225,8 @@ def test_core_is_the_largest_subset_that_satisfies_both():
             r"e\.csv:4: expected 3 fields \(user, item, time\), got 4 in '2,b,2,9'; is a quote or separator missing\?",
         ),
         ('user,item,time\n"x\ny",a,1\n2,,2\n', {}, r"e\.csv:4: the 'item' is empty"),
+        ("user;item;time\n1;a;1,5\n", {}, r"e\.csv:1: the columns are separated by ';', and those of a \.csv file by ','; write it with ','$"),
+        ('"user"\t"item"\t"time"\n1\ta\t1\n', {}, r"e\.csv:1: the columns are separated by '\\t', .* write it with ',', or name it \.tsv$"),
         ("user,item,item\n1,a,1\n", {}, r"e\.csv:1: the header names a column twice: user, item, item; rename one"),
         ("user,item,time\n", {}, r"e\.csv: there are columns \(user, item, time\) but no rows"),
         ("", {}, r"e\.csv:1: the file is empty"),
@@ -274,9 +276,17 @@ def test_wrong_users_name_the_line_and_the_fix(tmp_path: Path, users: str, setti
 
 def test_wrong_files(tmp_path: Path):
     _write(tmp_path / "events.csv", EVENTS)
+    (tmp_path / "folder").mkdir()
+    _write(tmp_path / "folder" / "a.csv", EVENTS)
     for ask in ("read", "fingerprint"):
         with pytest.raises(FileNotFoundError, match=r"event\.csv does not exist; did you mean 'events\.csv'\?"):
             getattr(Table(str(tmp_path / "event.csv")), ask)()
+        with pytest.raises(IsADirectoryError, match=r"folder is a folder; name a file in it, such as .*/folder/a\.csv$"):
+            getattr(Table(str(tmp_path / "folder")), ask)()
+    with pytest.raises(
+        ValueError, match=r"e\.tsv:1: the columns are separated by ',', and those of a \.tsv file by '\\t'; write it with '\\t', or name it \.csv$"
+    ):
+        Table(_write(tmp_path / "e.tsv", EVENTS)).read()
     with pytest.raises(ValueError, match=r"e\.xlsx: cannot tell the format from the suffix '\.xlsx'; name it \.csv"):
         Table(_write(tmp_path / "e.xlsx", "x")).read()
     with pytest.raises(ValueError, match=r"e\.parquet: not a readable Parquet file .*; write it again"):

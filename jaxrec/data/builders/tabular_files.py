@@ -151,6 +151,9 @@ class TabularFile:
 
 def existing(path: Path) -> Path:
     """`path`, if there is such a file; else an error that names the nearest one in its folder."""
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.is_file())[:3]
+        raise IsADirectoryError(f"{path} is a folder; name a file in it{f', such as {path / inside[0]}' if inside else ', which has none'}")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         raise FileNotFoundError(f"{path} does not exist; {f'did you mean {near[0]!r}?' if near else 'correct the path'}")
@@ -167,6 +170,11 @@ def _read_parquet(path: Path) -> pa.Table:
 def _read_text(path: Path, separator: str) -> pa.Table:
     text = decode(read_bytes(path).rstrip(b"\r\n"), path)
     header = next(csv.reader(io.StringIO(text), delimiter=separator))
+    if len(header) == 1 and (other := next((mark for mark in ("\t", ";", "|", ",") if mark in header[0]), "")):
+        fix = f"write it with {separator!r}" + (", or name it .tsv" if other == "\t" else ", or name it .csv" if other == "," else "")
+        raise ValueError(
+            f"{path}:1: the columns are separated by {other!r}, and those of a {'.csv' if separator == ',' else '.tsv'} file by {separator!r}; {fix}"
+        )
     if len(set(header)) < len(header):
         raise ValueError(f"{path}:1: the header names a column twice: {', '.join(header)}; rename one")
     bad: list[Any] = []
