@@ -152,8 +152,8 @@ class TabularFile:
 def existing(path: Path) -> Path:
     """`path`, if there is such a file; else an error that names the nearest one in its folder."""
     if path.is_dir():
-        inside = sorted(p.name for p in path.iterdir() if p.is_file())[:3]
-        raise IsADirectoryError(f"{path} is a folder; name a file in it{f', such as {path / inside[0]}' if inside else ', which has none'}")
+        inside = sorted(p.name for p in path.iterdir() if p.is_file())
+        raise IsADirectoryError(f"{path} is a folder; name a file{f' in it, such as {path / inside[0]}' if inside else ''}")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         raise FileNotFoundError(f"{path} does not exist; {f'did you mean {near[0]!r}?' if near else 'correct the path'}")
