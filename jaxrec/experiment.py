@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
+import re
 import sys
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 
 from jaxrec.artifact import Artifact, checksum
 from jaxrec.data.data import Data
+from jaxrec.limits import check
 from jaxrec.method import Actor, Method, bind
 from jaxrec.optimizer import Adam
 from jaxrec.sharding import Layout
@@ -79,8 +82,7 @@ class Experiment:
     name: str = "experiment"
 
     def __post_init__(self):
-        if self.steps < 0 or self.accumulate < 1 or self.dispatch < 1:
-            raise ValueError(f"{self.name}: steps >= 0, accumulate >= 1 and dispatch >= 1 are needed, got {self.steps}, {self.accumulate}, {self.dispatch}")
+        check(self, steps=0, accumulate=1, dispatch=1, patience=0, log_every=0, eval_every=0, save_every=0)
         if self.accumulate > 1 and self.data.batch % self.accumulate:
             raise ValueError(f"{self.name}: a batch of {self.data.batch} rows does not divide into accumulate={self.accumulate} microbatches")
         couples = getattr(self.method, "couples", False)
@@ -127,7 +129,8 @@ def load(path: str | Path) -> Experiment:
     """The experiment of a Python file, named after it.
 
     Raises:
-      FileNotFoundError, ValueError: no such file; or it does not define `experiment`.
+      FileNotFoundError: no such file.
+      ImportError, ValueError: it cannot import what it asks for; it fails otherwise, at the line that is named; or it does not define `experiment`.
     """
     path = Path(path)
     if not path.exists():
@@ -137,7 +140,10 @@ def load(path: str | Path) -> Experiment:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is not a Python file; an experiment is a .py file that defines `experiment = Experiment(...)`")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise (ImportError if isinstance(error, ImportError) else ValueError)(_explained(error, path, vars(module))) from error
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         raise ValueError(
@@ -146,6 +152,20 @@ def load(path: str | Path) -> Experiment:
             else f"{path}: `experiment` is {experiment!r}, not an Experiment"
         )
     return dataclasses.replace(experiment, name=path.stem)
+
+
+def _explained(error: Exception, path: Path, names: Mapping[str, Any]) -> str:
+    """What went wrong in an experiment's file that has defined `names`: file, line, cause and the nearest name."""
+    if isinstance(error, SyntaxError):  # perhaps of another file, which this one imports
+        return f"{error.filename or path}:{error.lineno}: {error.msg}: {(error.text or '').strip()}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == names["__file__"]]
+    cause = str(error) if isinstance(error, (ValueError, OSError, ImportError)) else f"{type(error).__name__}: {error}"
+    unknown, known = getattr(error, "name", None), list(names)
+    if found := re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+        unknown, kind = found[2], names.get(found[1])
+        known = [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    near = difflib.get_close_matches(str(unknown), known, n=1) if isinstance(error, (TypeError, NameError)) else []
+    return f"{path}:{lines[-1] if lines else 1}: {cause}" + (f". Did you mean {near[0]!r}?" if near and "Did you mean" not in cause else "")
 
 
 def override(config: Any, changes: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxrec.cli import main
+from jaxrec.commands.serving import _times
 from jaxrec.experiment import Experiment
 from jaxrec.interop import safetensors_files
 from jaxrec.nn import language_families
@@ -70,6 +71,20 @@ def test_a_sweep_that_is_none_is_explained(capsys, experiment):
     assert "--sweep 'method.dim' should look like method.dim=64,128" in refused(capsys, "train", experiment, "--sweep", "method.dim")
 
 
+def test_a_sweep_with_a_value_that_cannot_be_trains_nothing(capsys, experiment, tmp_path):
+    arguments = ("train", experiment, "--workdir", str(tmp_path / "run"), "--sweep")
+    assert "abc" in refused(capsys, *arguments, "method.dim=16,abc")
+    assert "heads=3 does not divide dim=16" in refused(capsys, *arguments, "method.heads=1,3")
+    (tmp_path / "table.py").write_text(
+        FILE.replace("data.builders.synthetic import Synthetic", "data.builders.table import Table").replace("Synthetic(users=64, items=50)", "Table('')")
+    )
+    (tmp_path / "my.csv").write_text("user,item,time\n" + "".join(f"{user},{item},{item}\n" for user in range(8) for item in range(5)))
+    source = f"data.source.path={tmp_path / 'my.csv'},{tmp_path / 'zz.csv'}"
+    said = refused(capsys, "train", str(tmp_path / "table.py"), *arguments[2:], source)
+    assert "zz.csv does not exist" in said and "===" not in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_commands_say_what_must_come_first(capsys, experiment, tmp_path):
     said = refused(capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"))
     assert "ranks_test.npz does not exist; evaluate the run first: jaxrec eval experiments/one.py --split test" in said
@@ -80,16 +95,28 @@ def test_commands_say_what_must_come_first(capsys, experiment, tmp_path):
 
 
 def test_unknown_names_are_listed(capsys):
-    said = refused(capsys, "data", "info", "beauty")
-    assert "no data set 'beauty'; there are python_api, amazon_beauty" in said
+    said = refused(capsys, "data", "info", "zzz")
+    assert "no data set 'zzz'; there are python_api, amazon_beauty" in said
+    assert "no data set 'amazon_beuty'; did you mean 'amazon_beauty'? There are python_api" in refused(capsys, "data", "info", "amazon_beuty")
     assert "needs a NAME; `jaxrec data ls` lists them" in refused(capsys, "data", "info")
     assert "invalid choice: 'trian'" in refused(capsys, "trian")
     assert "unrecognized arguments: --dim 3" in refused(capsys, "data", "ls", "--dim", "3")
 
 
-def test_traceback_shows_where_an_error_arose(experiment):
+def test_traceback_shows_where_an_error_arose(capsys, experiment, tmp_path):
     with pytest.raises(ValueError, match="should look like"):
         main(["train", experiment, "--sweep", "x", "--traceback"])
+    (tmp_path / "wrong.py").write_text(FILE.replace("SASRec(dim", "SASRec(dimm"))
+    assert "wrong.py:8: TypeError" in (said := refused(capsys, "train", str(tmp_path / "wrong.py"))) and said.endswith("Did you mean 'dim'?")
+    with pytest.raises(ValueError) as raised:
+        main(["train", str(tmp_path / "wrong.py"), "--traceback"])
+    assert isinstance(raised.value.__cause__, TypeError)
+
+
+def test_times_that_are_no_numbers_are_explained():
+    assert _times("1, 2.5") == [1, 2.5]
+    with pytest.raises(ValueError, match=r"^--times 1,x: could not convert string to float: 'x'; give seconds since 1970, one for each item of --history"):
+        _times("1,x")
 
 
 def test_a_bug_is_not_taken_for_bad_input(experiment, monkeypatch):

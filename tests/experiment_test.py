@@ -69,6 +69,29 @@ def test_what_is_no_experiment_file_says_what_is_missing(tmp_path):
         load(tmp_path / "notes.txt")
 
 
+MADE = "experiment = Experiment(method=SASRec(), data=Sequences(Synthetic()), steps=7)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (FILE + MADE.replace("SASRec(", "SASRec(dimm=3"), ValueError, "7: TypeError: SASRec.* unexpected keyword argument 'dimm'.* Did you mean 'dim'\\?"),
+        (FILE + MADE.replace("SASRec(", "SASRec(zzz=3"), ValueError, "7: TypeError: SASRec.* unexpected keyword argument 'zzz'$"),
+        (FILE + MADE.replace("SASRec(", "SASRek("), ValueError, "7: NameError: name 'SASRek' is not defined. Did you mean 'SASRec'\\?$"),
+        (FILE + MADE.replace("SASRec(", "SASRec(dim=-3"), ValueError, "7: SASRec: dim=-3 must be at least 1$"),
+        (FILE + MADE.replace(", steps=7", ""), ValueError, "7: TypeError: Experiment.* missing 1 required positional argument: 'steps'$"),
+        (FILE + "def made():\n    return {}['x']\n\nmade()\n", ValueError, "8: KeyError: 'x'$"),
+        (FILE + MADE.replace("steps=7)", "steps=7]"), ValueError, "7: closing parenthesis .*: experiment = Experiment"),
+        ("\nimport nosuchmodule\n", ImportError, "2: No module named 'nosuchmodule'$"),
+    ],
+)
+def test_an_error_in_the_file_names_its_line_and_cause(tmp_path, text, kind, message):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(kind, match=rf"^{tmp_path}/mine\.py:{message}") as raised:
+        load(tmp_path / "mine.py")
+    assert raised.value.__cause__ is not None  # --traceback shows where
+
+
 def test_resolving_fills_the_method_from_the_data():
     method = SMALL.resolve().method
     assert (method.items, method.length, method.dim) == (50, 8, 16)
@@ -117,10 +140,13 @@ def test_methods_that_couple_examples_refuse_accumulation_and_pmap():
         dataclasses.replace(SMALL, method=Acting(), accumulate=2)
 
 
-@pytest.mark.parametrize("values", [{"steps": -1}, {"accumulate": 0}, {"dispatch": 0}])
-def test_numbers_out_of_range_are_refused(values):
-    with pytest.raises(ValueError, match="steps >= 0, accumulate >= 1 and dispatch >= 1 are needed"):
-        dataclasses.replace(SMALL, **values)
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("steps", -1, 0), ("accumulate", 0, 1), ("dispatch", 0, 1), ("patience", -1, 0), ("log_every", -4, 0), ("eval_every", -4, 0), ("save_every", -4, 0)],
+)
+def test_numbers_out_of_range_are_refused(name, value, least):
+    with pytest.raises(ValueError, match=f"^Experiment: {name}={value} must be at least {least}$"):
+        dataclasses.replace(SMALL, **{name: value})
 
 
 def test_a_batch_that_does_not_divide_into_microbatches_is_refused():

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"kernels"},
-    {"jaxrec", "param", "sharding", "method", "artifact", "optimizer"},  # "jaxrec" is jaxrec/__init__.py
+    {"jaxrec", "param", "sharding", "method", "artifact", "optimizer", "limits"},  # "jaxrec" is jaxrec/__init__.py
     {"nn", "ops", "data", "interop"},
     {"methods", "index"},
     {"experiment"},
@@ -30,7 +30,8 @@ ENTRY = {"__main__": {"cli"}, "cli": {"commands"}, "commands": {"demo"}}  # the 
 ONLY = {
     "jaxrec": set(),
     "artifact": set(),
-    "data": {"jaxrec", "artifact"},
+    "limits": set(),
+    "data": {"jaxrec", "artifact", "limits"},
     "methods": LAYERS[0] | LAYERS[1] | {"nn", "ops"},
     "index": LAYERS[0] | LAYERS[1] | {"ops"},
 }
@@ -40,6 +41,7 @@ COMPUTE = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NEVER = {
     "jaxrec": COMPUTE,
     "artifact": COMPUTE,
+    "limits": COMPUTE,
     "data": COMPUTE,
     "train": {"grain", "tensorflow_datasets", "scann", "tyro"},
 }

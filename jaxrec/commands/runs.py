@@ -14,15 +14,17 @@ from jaxrec.commands.options import Command, chosen, columns, run_arguments, wor
 def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.train.loop import train
 
+    runs = {}
+    for choice in itertools.product(*map(_choices, options.sweep)):
+        experiment = chosen(options, [*rest, *(part for path, value in choice for part in (f"--{path}", value))])
+        experiment.resolve().method.spec()  # what cannot be built is said before anything is trained or written
+        runs[",".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in choice)] = experiment
     if not options.sweep:
-        experiment = chosen(options, rest)
-        result = train(experiment, workdir(options, experiment))
+        result = train(runs[""], workdir(options, runs[""]))
         print(json.dumps(result))
         return
     rows = []
-    for choice in itertools.product(*map(_choices, options.sweep)):
-        experiment = chosen(options, [*rest, *(part for path, value in choice for part in (f"--{path}", value))])
-        label = ",".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in choice)
+    for label, experiment in runs.items():
         say(f"\n=== {label}")
         rows.append({"run": label, **train(experiment, workdir(options, experiment) / "sweep" / label)})
         write_atomically(workdir(options, experiment) / "sweep.json", json.dumps(rows, indent=1))

@@ -40,7 +40,7 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError("give --history ID,ID,... (oldest first), or --find TEXT to look up ids by title")
     history = [item.strip() for item in options.history.split(",")]
     users = [options.user] if options.user else None
-    times = [[float(time) for time in options.times.split(",")]] if options.times else None
+    times = [_times(options.times)] if options.times else None
     answers = bundle.recommend([history], options.k, keep_seen=options.keep_seen, exact=options.exact, users=users, times=times, **_lists(options))[0]
     if options.json:
         print(json.dumps([dataclasses.asdict(answer) for answer in answers], indent=1))
@@ -49,6 +49,14 @@ def _query(options: argparse.Namespace, rest: list[str]) -> None:
         say("nothing is left to recommend: --allow, --deny and the history leave no item")
     for place, answer in enumerate(answers, 1):
         print(f"{place:3}  {answer.score:8.4f}  {answer.item}" + (f"  {answer.title}" if answer.title != answer.item else ""))
+
+
+def _times(text: str) -> list[float]:
+    """The numbers of --times."""
+    try:
+        return [float(time) for time in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--times {text}: {error}; give seconds since 1970, one for each item of --history: --times 1700000000,1700000060") from None
 
 
 def _search(options: argparse.Namespace) -> None:

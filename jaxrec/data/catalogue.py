@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,9 @@ def find(name: str) -> Source | CollectionSource | TextSource:
         return source
     if Path(name).suffix or Path(name).exists():
         return Table(name)
-    raise ValueError(f"no data set {name!r}; there are {', '.join(INTERACTIONS | DOCUMENTS | TEXTS)}, and your own CSV or Parquet file by its path")
+    near = difflib.get_close_matches(name, INTERACTIONS | DOCUMENTS | TEXTS, n=1)
+    meant = f"did you mean {near[0]!r}? There are" if near else "there are"
+    raise ValueError(f"no data set {name!r}; {meant} {', '.join(INTERACTIONS | DOCUMENTS | TEXTS)}, and your own CSV or Parquet file by its path")
 
 
 def interactions(name: str) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -60,9 +61,13 @@ class FeatureTable(Column):
         return column_info(self.source.get())[self.column]
 
     def build(self, folder: Path) -> None:
-        values = columns(self.source.get(), self.of)
+        interactions = self.source.get()
+        values = columns(interactions, self.of)
         if self.column not in values:
             raise ValueError(f"{type(self.source).__name__} has no {self.of} column {self.column!r}; it has {', '.join(values) or 'none'}")
+        _refuse_ragged(
+            f"{type(self.source).__name__} column {self.column!r}", values[self.column], interactions.items if self.of == "item" else interactions.users
+        )
         kind, rows, names = encode(values[self.column])
         if self.of == "item":  # row 0 is padding
             rows = np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
@@ -79,9 +84,10 @@ class FeatureTable(Column):
 
 
 def columns(interactions: Interactions, of: Literal["item", "user"]) -> dict[str, list[Any]]:
-    """The usable columns of the items or users; titles and free text are not features."""
-    fields = interactions.item_fields if of == "item" else interactions.user_fields
-    return {name: values for name, values in fields.items() if name not in ("title", "text")}
+    """The usable columns of the items or users; titles and free text of items are not features."""
+    if of == "user":
+        return dict(interactions.user_fields)
+    return {name: values for name, values in interactions.item_fields.items() if name not in ("title", "text")}
 
 
 def column_info(interactions: Interactions) -> dict[str, dict[str, Any]]:
@@ -115,11 +121,24 @@ def encode(values: Sequence[Any]) -> tuple[Kind, np.ndarray, list[str]]:
 
 
 def kind_of(values: Sequence[Any]) -> Kind:
-    """What a column holds, by its first value that is not None or empty."""
-    sample = next((value for value in values if value is not None and value != []), "")
-    if isinstance(sample, (list, tuple)):
-        return "categorical" if isinstance(sample[0], str) else "vector"
-    return "categorical" if isinstance(sample, (str, bool)) else "numeric"
+    """What a column holds, by its first value, or part of a list, that is not None."""
+    for value in values:
+        whole = not isinstance(value, (list, tuple))
+        for part in [value] if whole else value:
+            if part is not None:
+                return "categorical" if isinstance(part, (str, bool) if whole else str) else "numeric" if whole else "vector"
+    return "categorical"
+
+
+def _refuse_ragged(name: str, values: Sequence[Any], ids: Sequence[str]) -> None:
+    """Raises ValueError, naming the row, where a column of vectors has one of another width than most."""
+    if kind_of(values) == "vector":
+        widths = [None if value is None else len(value) for value in values]
+        usual = collections.Counter(width for width in widths if width is not None).most_common(1)[0][0]
+        for row, width in enumerate(widths):
+            if width not in (None, usual):
+                fix = "give all the same width, and none where it is unknown; if the numbers are codes, write them as text"
+                raise ValueError(f"{name}: the vector of {ids[row]!r} has {width} numbers, and most have {usual}; {fix}")
 
 
 def distinct(values: Sequence[Any]) -> list[str]:

@@ -19,6 +19,7 @@ from jaxrec.data.interactions import Interactions
 from jaxrec.data.packing import lay_out, pack, windows
 from jaxrec.data.source import Source
 from jaxrec.data.splits import LeaveOneOut, Split
+from jaxrec.limits import check
 
 Form = Literal["next", "last", "stream"]
 
@@ -93,8 +94,7 @@ class Sequences(Data):
     seed: int = 0
 
     def __post_init__(self):
-        if self.length < 1:
-            raise ValueError(f"length={self.length}: a history needs at least 1 item")
+        check(self, batch=1, length=1, row=0, stride=0, segments=0, seed=0)
         if self.row and self.row < self.longest:
             raise ValueError(f"row={self.row} cannot hold a history of length={self.length}; make row at least {self.longest}")
 

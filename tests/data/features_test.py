@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 
 from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.data.features import FeatureTable, column_info, encode, kind_of
+from jaxrec.data.interactions import Interactions
+from jaxrec.data.source import Source
 
 SOURCE = Synthetic(users=64, items=50)
 
@@ -37,7 +42,11 @@ def test_an_unknown_vector_is_zero():
 
 
 def test_what_a_column_is_its_values_say():
-    kinds = {"categorical": [["a"], [""], [None, "a"], [[], ["a"]], [True]], "numeric": [[1], [None, 2.5]], "vector": [[[1.0]], [None, (1, 2)]]}
+    kinds = {
+        "categorical": [["a"], [""], [None, "a"], [[], ["a"]], [[None, "a"]], [True], [None, []]],
+        "numeric": [[1], [None, 2.5]],
+        "vector": [[[1.0]], [None, (1, 2)], [[None], [None, 1.0]]],
+    }
     assert all(kind_of(values) == kind for kind, columns in kinds.items() for values in columns)
 
 
@@ -53,6 +62,25 @@ def test_tables_of_a_source():
 
     segment = FeatureTable(SOURCE, "segment", of="user").get()
     assert segment.shape == (64, 1) and segment.min() == 1 and segment.max() == 3  # users have no padding row
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(Source):
+    """Two items, with the vectors given."""
+
+    vectors: tuple[Any, ...]
+
+    def read(self) -> Interactions:
+        return Interactions(["u"], ["a", "b", "c"], np.array([0, 1]), np.array([1], np.int32), item_fields={"vector": list(self.vectors)})
+
+
+@pytest.mark.parametrize("odd", [(), (1.0,), (1.0, 2.0, 3.0)])
+def test_a_vector_of_another_width_is_named(odd):
+    with pytest.raises(
+        ValueError, match=rf"Given column 'vector': the vector of 'b' has {len(odd)} numbers, and most have 2; give all the same width, and none"
+    ):
+        FeatureTable(Given(([1.0, 2.0], list(odd), (3.0, 4.0))), "vector").get()
+    np.testing.assert_array_equal(FeatureTable(Given(([1.0, 2.0], None, (3.0, 4.0))), "vector").get(), [[0, 0], [1, 2], [0, 0], [3, 4]])
 
 
 def test_column_info_is_the_form_of_the_table():

@@ -114,8 +114,9 @@ def test_row_is_a_multiple_of_64_unless_given():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="length=0: a history needs at least 1 item"):
-        Sequences(SOURCE, length=0)
+    for name, value, least in (("batch", 0, 1), ("length", 0, 1), ("row", -1, 0), ("stride", -1, 0), ("segments", -5, 0), ("seed", -1, 0)):
+        with pytest.raises(ValueError, match=f"^Sequences: {name}={value} must be at least {least}$"):
+            dataclasses.replace(DATA, **{name: value})
     with pytest.raises(ValueError, match="row=4 cannot hold a history of length=8; make row at least 8"):
         Sequences(SOURCE, length=8, row=4)
     with pytest.raises(ValueError, match="split 'train': choose validation or test"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import decimal
 import gzip
 import itertools
 from pathlib import Path
@@ -14,8 +15,10 @@ import pyarrow.parquet as arrow_parquet
 import pytest
 
 from jaxrec.data.builders.table import Table, core
+from jaxrec.data.features import FeatureTable, column_info
 
 EVENTS = "user,item,time,stars\n10,b,30,5\n9,a,20,4\n10,a,10,3.5\n9,b,20,1\n10,b,30,2\n"
+USERS = "user,age,region,title\n11,,5,Dr\n10,30,7,\n9,20,5,Ms\n"
 ITEMS = 'item,title,price,code,brand\nc,"Third, with\na line",,007,x\na,First,1.5,010,\nb,Ünlü,2,100,z\n'
 
 
@@ -62,6 +65,35 @@ def test_items_file_gives_catalogue_and_fields(tmp_path: Path, monkeypatch: pyte
     assert Table(_write(tmp_path / "e3.csv", EVENTS + "1,a,1,1\n"), items_path=source.items_path).fingerprint() != source.fingerprint()
 
 
+def test_users_file_gives_users_and_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("JAXREC_CACHE", str(tmp_path / "cache"))
+    source = Table(_write(tmp_path / "e.csv", EVENTS), users_path=_write(tmp_path / "u.csv", USERS), categorical=("region",))
+    got = source.get()
+    assert got.users == ["9", "10", "11"]  # 11 has no events and can still be asked about
+    np.testing.assert_array_equal(got.offsets, [0, 2, 5, 5])
+    np.testing.assert_array_equal(got.sequence, [1, 2, 1, 2, 2])
+    assert got.user_fields == {"age": [20, 30, None], "region": ["5", "7", "5"], "title": ["Ms", "", "Dr"]} and not got.item_fields
+    assert {name: (column["of"], column["kind"]) for name, column in column_info(got).items()} == {
+        "age": ("user", "numeric"),
+        "region": ("user", "categorical"),
+        "title": ("user", "categorical"),  # of a person, and no name of an item
+    }
+    np.testing.assert_array_equal(FeatureTable(source, "region", of="user").get(), [[1], [2], [1]])
+    active = Table(source.path, users_path=source.users_path, min_user=3).read()
+    assert active.users == ["10"] and active.user_fields["age"] == [30]
+    assert Table(source.path, users_path=_write(tmp_path / "u2.csv", USERS + "12,1,1,\n"), categorical=("region",)).fingerprint() != source.fingerprint()
+    renamed = Table(source.path, users_path=_write(tmp_path / "u3.csv", USERS.replace("user", "customer")), user_id="customer").read()
+    assert renamed.users == got.users and renamed.user_fields["region"] == [5, 7, 5]
+
+
+def test_columns_of_events_that_nobody_uses_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = _write(tmp_path / "e.csv", "user,item,time,device,stars\n1,a,1,ios,5\n")
+    Table(path).read()
+    assert f"{path}: columns not used: device, stars; features are columns of the items and users files" in capsys.readouterr().err
+    Table(_write(tmp_path / "e2.csv", EVENTS), rating="stars").read()
+    assert not capsys.readouterr().err
+
+
 def test_parquet_item_columns_keep_their_types(tmp_path: Path):
     items = _parquet(
         tmp_path / "i.parquet",
@@ -71,9 +103,37 @@ def test_parquet_item_columns_keep_their_types(tmp_path: Path):
         count=[3, None],
         released=[datetime.date(2020, 1, 2), None],
         brand=[None, "z"],
+        cost=[decimal.Decimal("1.50"), None],
+        small=pa.array([[1.0, 2.0], None], pa.list_(pa.float16())),
+        large=pa.array([[1.0, 2.0], [3.0, 4.0]], pa.large_list(pa.float32())),
+        fixed=pa.array([[1, 2], None], pa.list_(pa.int32(), 2)),
+        words=pa.array([[None, "x"], []], pa.large_list(pa.large_string())),
+        shelf=pa.array(["q", None]).dictionary_encode(),
+        codes=[[7, 8], [9]],
     )
-    got = Table(_write(tmp_path / "e.csv", EVENTS), items_path=items, item_id="asin", title="name").read()
-    assert got.item_fields == {"tags": [["x", "y"], []], "count": [3, None], "released": ["2020-01-02", None], "brand": ["", "z"], "title": ["A", ""]}
+    got = Table(_write(tmp_path / "e.csv", EVENTS), items_path=items, item_id="asin", title="name", categorical=("codes",)).read()
+    dated = {"tags": [["x", "y"], []], "count": [3, None], "released": ["2020-01-02", None], "brand": ["", "z"], "title": ["A", ""]}
+    vectors = {"small": [[1.0, 2.0], None], "large": [[1.0, 2.0], [3.0, 4.0]], "fixed": [[1, 2], None]}
+    assert got.item_fields == dated | vectors | {"cost": [1.5, None], "words": [[None, "x"], []], "shelf": ["q", ""], "codes": [["7", "8"], ["9"]]}
+    kinds = {name: column["kind"] for name, column in column_info(got).items()}
+    assert kinds == dict.fromkeys(("tags", "released", "brand", "words", "shelf", "codes"), "categorical") | dict.fromkeys(("count", "cost"), "numeric") | (
+        dict.fromkeys(vectors, "vector")
+    )
+
+
+@pytest.mark.parametrize("ids", [["b", "a"], [10, 9]])
+def test_categoricals_of_pandas_are_ids(tmp_path: Path, ids: list[Any]):
+    path = _parquet(tmp_path / "e.parquet", user=pa.array(ids).dictionary_encode(), item=pa.array(["x", "x"]).dictionary_encode(), time=[1, 2])
+    assert Table(path).read().users == [str(one) for one in ids[::-1]]
+
+
+@pytest.mark.parametrize("column", [[{"a": 1}, None], [[{"a": 1}], []], [[[1.0]], None], [b"\xff", b""]])
+def test_columns_that_are_no_features_are_refused(tmp_path: Path, column: list[Any]):
+    items = _parquet(tmp_path / "i.parquet", item=["a", "b"], odd=column)
+    with pytest.raises(
+        ValueError, match=r"i\.parquet: column 'odd' is (struct|list|binary).*; a column must hold text, numbers, dates, or lists of text or of n"
+    ):
+        Table(_write(tmp_path / "e.csv", EVENTS), items_path=items).read()
 
 
 @pytest.mark.parametrize(
@@ -165,6 +225,8 @@ def test_core_is_the_largest_subset_that_satisfies_both():
             r"e\.csv:4: expected 3 fields \(user, item, time\), got 4 in '2,b,2,9'; is a quote or separator missing\?",
         ),
         ('user,item,time\n"x\ny",a,1\n2,,2\n', {}, r"e\.csv:4: the 'item' is empty"),
+        ("user;item;time\n1;a;1,5\n", {}, r"e\.csv:1: the columns are separated by ';', and those of a \.csv file by ','; write it with ','$"),
+        ('"user"\t"item"\t"time"\n1\ta\t1\n', {}, r"e\.csv:1: the columns are separated by '\\t', .* write it with ',', or name it \.tsv$"),
         ("user,item,item\n1,a,1\n", {}, r"e\.csv:1: the header names a column twice: user, item, item; rename one"),
         ("user,item,time\n", {}, r"e\.csv: there are columns \(user, item, time\) but no rows"),
         ("", {}, r"e\.csv:1: the file is empty"),
@@ -193,11 +255,38 @@ def test_wrong_items_name_the_line_and_the_fix(tmp_path: Path, items: str, setti
         Table(_write(tmp_path / "e.csv", EVENTS), items_path=_write(tmp_path / "i.csv", items), **settings).read()
 
 
+@pytest.mark.parametrize(
+    ("users", "settings", "message"),
+    [
+        ("user,age\n10,1\n", {}, r"e\.csv:3: user '9' is not in .*u\.csv; add it there, or remove the row"),
+        ("user,age\n10,1\n9,2\n10,3\n", {}, r"u\.csv:4: user '10' appears a second time; each user must have one row"),
+        ("id,age\n10,1\n9,2\n", {}, r"u\.csv has no column 'user'; it has id, age"),
+        (
+            "user,age\n10,1\n9,2\n",
+            {"categorical": ("aged", "zip")},
+            r"categorical names aged, zip, and the items and users files have price, code, brand, title, age",
+        ),
+        ("user,brand\n10,1\n9,2\n", {}, r"i\.csv and .*u\.csv both have a column brand; rename it in one of them"),
+    ],
+)
+def test_wrong_users_name_the_line_and_the_fix(tmp_path: Path, users: str, settings: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Table(_write(tmp_path / "e.csv", EVENTS), items_path=_write(tmp_path / "i.csv", ITEMS), users_path=_write(tmp_path / "u.csv", users), **settings).read()
+
+
 def test_wrong_files(tmp_path: Path):
     _write(tmp_path / "events.csv", EVENTS)
+    (tmp_path / "folder").mkdir()
+    _write(tmp_path / "folder" / "a.csv", EVENTS)
     for ask in ("read", "fingerprint"):
         with pytest.raises(FileNotFoundError, match=r"event\.csv does not exist; did you mean 'events\.csv'\?"):
             getattr(Table(str(tmp_path / "event.csv")), ask)()
+        with pytest.raises(IsADirectoryError, match=r"folder is a folder; name a file in it, such as .*/folder/a\.csv$"):
+            getattr(Table(str(tmp_path / "folder")), ask)()
+    with pytest.raises(
+        ValueError, match=r"e\.tsv:1: the columns are separated by ',', and those of a \.tsv file by '\\t'; write it with '\\t', or name it \.csv$"
+    ):
+        Table(_write(tmp_path / "e.tsv", EVENTS)).read()
     with pytest.raises(ValueError, match=r"e\.xlsx: cannot tell the format from the suffix '\.xlsx'; name it \.csv"):
         Table(_write(tmp_path / "e.xlsx", "x")).read()
     with pytest.raises(ValueError, match=r"e\.parquet: not a readable Parquet file .*; write it again"):

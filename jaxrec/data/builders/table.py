@@ -1,14 +1,15 @@
-"""Table: your own data, one CSV or Parquet file of (user, item, time[, rating]) and, if you have it, one of items."""
+"""Table: your own data, one CSV or Parquet file of (user, item, time[, rating]) and, if you have them, one of items and one of users."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxrec.artifact import checksum
+from jaxrec.artifact import checksum, say
 from jaxrec.data.builders.tabular_files import TabularFile, existing
 from jaxrec.data.builders.text_lines import repeated
 from jaxrec.data.interactions import Interactions
@@ -23,24 +24,28 @@ class Table(Source):
       path: the file of events.
       items_path: the file of items, a row per item; its further columns become item fields. With it and without `min_item`, items that nobody
         has touched yet stay in the catalogue.
+      users_path: the file of users, a row per user; its further columns become user fields. With it and without `min_user`, users without events
+        stay, so that what is known of them can be used in a query.
       user, item: columns of the ids, integers or text. Users and items are numbered in the order of their ids.
       time: column of seconds since 1970, timestamps, or ISO 8601 text (UTC unless it says otherwise). "" takes the order of the file and gives no times.
       rating: column of ratings; "" gives none.
       title: column of the items file that holds the items' titles.
-      item_id: column of the items file that holds their ids; "" takes the name in `item`.
-      categorical: columns of the items file whose numbers are codes, not quantities.
+      item_id, user_id: column of the items file, and of the users file, that holds their ids; "" takes the name in `item` and in `user`.
+      categorical: columns of the items and users files whose numbers are codes, not quantities.
       min_user, min_item: keep users and items with at least so many events, repeated until both hold (the k-core).
       min_rating: keep events rated at least so high, before counting.
     """
 
     path: str = dataclasses.field(metadata={"fingerprint": False})
     items_path: str = dataclasses.field(default="", metadata={"fingerprint": False})
+    users_path: str = dataclasses.field(default="", metadata={"fingerprint": False})
     user: str = "user"
     item: str = "item"
     time: str = "time"
     rating: str = ""
     title: str = "title"
     item_id: str = ""
+    user_id: str = ""
     min_user: int = 0
     min_item: int = 0
     min_rating: float = 0.0
@@ -53,19 +58,25 @@ class Table(Source):
             raise ValueError(f"min_rating={self.min_rating} needs ratings; name their column with rating=")
 
     def inputs(self) -> dict[str, Any]:
-        return {name: checksum(existing(Path(path))) for name, path in (("path", self.path), ("items_path", self.items_path)) if path}
+        paths = {"path": self.path, "items_path": self.items_path, "users_path": self.users_path}
+        return {name: checksum(existing(Path(path))) for name, path in paths.items() if path}
 
     def read(self) -> Interactions:
         file = TabularFile.read(Path(self.path))
-        user_ids, user = file.ids(self.user)  # [R]
-        item_ids, item = file.ids(self.item)  # [R]
+        users, user = file.ids(self.user)  # [R]
+        items, item = file.ids(self.item)  # [R]
         times = file.seconds(self.time) if self.time else None
         ratings = file.numbers(self.rating) if self.rating else None
-        fields: dict[str, list[Any]] = {}
-        catalogue = item_ids
+        if unused := [name for name in file.table.column_names if name not in (self.user, self.item, self.time, self.rating)]:
+            say(f"{self.path}: columns not used: {', '.join(unused)}; features are columns of the items and users files, and rating= names the ratings")
+        user_fields, item_fields = {}, {}
         if self.items_path:
-            catalogue, fields = self._items()
-            item = _renumber(file, item_ids, item, catalogue, self.items_path)
+            ids, item_fields = self._described("item", self.items_path, self.item_id or self.item, title=self.title)
+            items, item = ids, _renumber(file, "item", items, item, ids, self.items_path)
+        if self.users_path:
+            ids, user_fields = self._described("user", self.users_path, self.user_id or self.user)
+            users, user = ids, _renumber(file, "user", users, user, ids, self.users_path)
+        self._check_names(item_fields, user_fields)
         kept = np.flatnonzero(ratings >= self.min_rating) if ratings is not None and self.min_rating else np.arange(len(user))
         kept = kept[core(user[kept], item[kept], self.min_user, self.min_item)]
         if not len(kept):
@@ -73,41 +84,42 @@ class Table(Source):
             raise ValueError(f"{self.path}: none of {len(user)} events is left after {filters}; lower them")
         keys = (user[kept],) if times is None else (times[kept], user[kept])
         kept = kept[np.lexsort(keys)]  # stable: events of one second stay in the order of the file
-        users, user = np.unique(user[kept], return_inverse=True)
-        if self.items_path and not self.min_item:
-            items, sequence = np.arange(len(catalogue)), item[kept]
-        else:
-            items, sequence = np.unique(item[kept], return_inverse=True)
+        user_rows, user = _present(user[kept], len(users), whole=bool(self.users_path) and not self.min_user)
+        item_rows, item = _present(item[kept], len(items), whole=bool(self.items_path) and not self.min_item)
         return Interactions(
-            users=[user_ids[u] for u in users],
-            items=[catalogue[i] for i in items],
-            offsets=np.concatenate([[0], np.cumsum(np.bincount(user))]).astype(np.int64),
-            sequence=(sequence + 1).astype(np.int32),
+            users=[users[row] for row in user_rows],
+            items=[items[row] for row in item_rows],
+            offsets=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(user_rows)))]).astype(np.int64),
+            sequence=(item + 1).astype(np.int32),
             times=None if times is None else times[kept],
             ratings=None if ratings is None else ratings[kept].astype(np.float32),
-            item_fields={name: [column[i] for i in items] for name, column in fields.items()},
+            item_fields={name: [column[row] for row in item_rows] for name, column in item_fields.items()},
+            user_fields={name: [column[row] for row in user_rows] for name, column in user_fields.items()},
         )
 
-    def _items(self) -> tuple[list[str], dict[str, list[Any]]]:
-        """The ids of the items file, sorted, and its further columns in the same order."""
-        file = TabularFile.read(Path(self.items_path))
-        key = self.item_id or self.item
+    def _described(self, what: str, path: str, key: str, title: str = "") -> tuple[list[str], dict[str, list[Any]]]:
+        """The ids of the items or users file, sorted, and its further columns in the same order; that of the titles is called `title`."""
+        file = TabularFile.read(Path(path))
         ids, position = file.ids(key)  # [R]
-        file.refuse(repeated(position), lambda row: f"item {ids[position[row]]!r} appears a second time; each item must have one row")
+        file.refuse(repeated(position), lambda row: f"{what} {ids[position[row]]!r} appears a second time; each {what} must have one row")
         rows = np.argsort(position)
-        if unknown := set(self.categorical) - set(file.table.column_names):
-            raise ValueError(f"{self.items_path} has no column {', '.join(sorted(unknown))}, named in categorical; it has {', '.join(file.table.column_names)}")
         fields = {}
         for name in file.table.column_names:
-            if name not in (key, self.title):
-                column = file.values(name)
+            if name not in (key, title):
+                column = file.values(name, codes=name in self.categorical)
                 fields[name] = [column[row] for row in rows]
-                if name in self.categorical:
-                    fields[name] = [None if value is None else str(value) for value in fields[name]]
-        if self.title in file.table.column_names or self.title != Table.title:  # a title column that was asked for must exist
-            titles = file.column(self.title).to_pylist()
+        if title and (title in file.table.column_names or title != Table.title):  # a title column that was asked for must exist
+            titles = file.column(title).to_pylist()
             fields["title"] = [str(titles[row] if titles[row] is not None else "") for row in rows]
         return ids, fields
+
+    def _check_names(self, item_fields: Mapping[str, Any], user_fields: Mapping[str, Any]) -> None:
+        """Raises ValueError where a name of `categorical` is no column, or one name is a column of both files."""
+        columns = [*item_fields, *user_fields]
+        if unknown := set(self.categorical) - set(columns):
+            raise ValueError(f"categorical names {', '.join(sorted(unknown))}, and the items and users files have {', '.join(columns) or 'no columns'}")
+        if both := set(item_fields) & set(user_fields):
+            raise ValueError(f"{self.items_path} and {self.users_path} both have a column {', '.join(sorted(both))}; rename it in one of them")
 
 
 def core(user: np.ndarray, item: np.ndarray, min_user: int, min_item: int) -> np.ndarray:
@@ -121,9 +133,14 @@ def core(user: np.ndarray, item: np.ndarray, min_user: int, min_item: int) -> np
     return kept
 
 
-def _renumber(file: TabularFile, ids: list[str], item: np.ndarray, catalogue: list[str], items_path: str) -> np.ndarray:
-    """[R] positions in `catalogue` for positions `item` in `ids`; an id that the catalogue lacks is an error."""
-    position = {item_id: row for row, item_id in enumerate(catalogue)}
-    renumbered = np.array([position.get(item_id, -1) for item_id in ids])[item]
-    file.refuse(renumbered < 0, lambda row: f"item {ids[item[row]]!r} is not in {items_path}; add it there, or remove the row")
+def _renumber(file: TabularFile, what: str, ids: list[str], number: np.ndarray, known: list[str], path: str) -> np.ndarray:
+    """[R] positions in `known`, the ids of the file `path`, for positions `number` in `ids`; an id that is not known is an error."""
+    position = {known_id: row for row, known_id in enumerate(known)}
+    renumbered = np.array([position.get(own_id, -1) for own_id in ids])[number]
+    file.refuse(renumbered < 0, lambda row: f"{what} {ids[number[row]]!r} is not in {path}; add it there, or remove the row")
     return renumbered
+
+
+def _present(number: np.ndarray, count: int, *, whole: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers below `count` that stay, sorted, and [E] positions among them: those that occur in `number` [E], or the `whole`."""
+    return (np.arange(count), number) if whole else np.unique(number, return_inverse=True)

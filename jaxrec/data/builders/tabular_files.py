@@ -66,7 +66,12 @@ class TabularFile:
             near = difflib.get_close_matches(name.lower(), [column.lower() for column in columns], n=1)
             meant = [column for column in columns if near and column.lower() == near[0]]
             raise ValueError(f"{self.path} has no column {name!r}; it has {', '.join(columns)}{f'. Did you mean {meant[0]!r}?' if meant else ''}")
-        return self.table.column(name).combine_chunks()
+        column = self.table.column(name)
+        if pa.types.is_dictionary(column.type):  # a categorical of pandas
+            column = column.cast(column.type.value_type)
+        elif pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
+        return column.combine_chunks()
 
     def ids(self, name: str) -> tuple[list[str], np.ndarray]:
         """The distinct ids of a column, sorted (as numbers if all are integers), and [R] int64, the position of each row's id among them."""
@@ -107,15 +112,22 @@ class TabularFile:
         self.refuse(values > _LATEST, lambda row: f"the {name!r} {column[row].as_py()} is after the year 5138; if these are milliseconds, divide by 1000")
         return values.astype(np.int64)
 
-    def values(self, name: str) -> list[Any]:
-        """A column as Python values that JSON can hold: integers, numbers (None where missing), text, lists."""
+    def values(self, name: str, *, codes: bool = False) -> list[Any]:
+        """A column as Python values that JSON can hold: integers, numbers (None where missing), text, lists. With `codes`, numbers are text too."""
         column = self.column(name)
         if self.separator:
-            return _guess(column.to_pylist())
-        if _is_text(column.type):
-            return [value or "" for value in column.to_pylist()]
-        plain = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type) or pa.types.is_list(column.type)
-        return (column if plain else column.cast(pa.string())).to_pylist()
+            values = _guess(column.to_pylist())
+        elif _is_text(column.type):
+            values = [value or "" for value in column.to_pylist()]
+        elif _is_plain(column.type.value_type if _is_list(column.type) else column.type):
+            values = column.to_pylist()
+        else:
+            try:
+                values = column.cast(pa.string()).to_pylist()  # dates and times
+            except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+                what = f"{column.type}; a column must hold text, numbers, dates, or lists of text or of numbers"
+                raise ValueError(f"{self.path}: column {name!r} is {what}: write its parts as columns of their own, or leave it out") from None
+        return [_as_text(value) for value in values] if codes else values
 
     def refuse(self, bad: np.ndarray, message: Callable[[int], str]) -> None:
         """Raises ValueError with the message for the first true row of `bad` [R], if there is one."""
@@ -139,6 +151,9 @@ class TabularFile:
 
 def existing(path: Path) -> Path:
     """`path`, if there is such a file; else an error that names the nearest one in its folder."""
+    if path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.is_file())
+        raise IsADirectoryError(f"{path} is a folder; name a file{f' in it, such as {path / inside[0]}' if inside else ''}")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
         raise FileNotFoundError(f"{path} does not exist; {f'did you mean {near[0]!r}?' if near else 'correct the path'}")
@@ -155,6 +170,11 @@ def _read_parquet(path: Path) -> pa.Table:
 def _read_text(path: Path, separator: str) -> pa.Table:
     text = decode(read_bytes(path).rstrip(b"\r\n"), path)
     header = next(csv.reader(io.StringIO(text), delimiter=separator))
+    if len(header) == 1 and (other := next((mark for mark in ("\t", ";", "|", ",") if mark in header[0]), "")):
+        fix = f"write it with {separator!r}" + (", or name it .tsv" if other == "\t" else ", or name it .csv" if other == "," else "")
+        raise ValueError(
+            f"{path}:1: the columns are separated by {other!r}, and those of a {'.csv' if separator == ',' else '.tsv'} file by {separator!r}; {fix}"
+        )
     if len(set(header)) < len(header):
         raise ValueError(f"{path}:1: the header names a column twice: {', '.join(header)}; rename one")
     bad: list[Any] = []
@@ -190,6 +210,19 @@ def _line(text: str, separator: str, record: int) -> int:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind) or _is_text(kind)
+
+
+def _as_text(value: Any) -> Any:
+    """A value, or each part of a list, as text; None stays."""
+    return [_as_text(part) for part in value] if isinstance(value, list) else None if value is None else str(value)
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

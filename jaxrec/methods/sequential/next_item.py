@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrec.limits import check
 from jaxrec.method import FROM_DATA, Batch, Encoder, Loss, Method, Vectors
 from jaxrec.nn.attention import SOFTMAX, AttentionKind
 from jaxrec.nn.features import Feature
@@ -59,8 +60,8 @@ class NextItem(Method, Encoder):
     positions: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0, or 0 to score by inner products")
+        known = {name: 1 for name in ("items", "length") if getattr(self, name) != FROM_DATA}
+        check(self, **known, dim=1, layers=1, heads=1, hidden=0, negatives=int(self.loss_name != "softmax"), dropout=(0, 1), temperature=0)
 
     def block(self) -> Any:
         """The spec of one layer."""

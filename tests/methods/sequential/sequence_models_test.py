@@ -258,8 +258,31 @@ def test_with_a_temperature_vectors_are_of_unit_length(name):
     batch = pad_histories([np.array([3, 7, 9]), np.array([2])], 8)
     for vectors in (method.encode_query(params, batch).values, method.encode_item(params, {"item": np.arange(31)}).values):
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
-    with pytest.raises(ValueError, match="temperature=-1.0 must be above 0, or 0 to score by inner products"):
+    with pytest.raises(ValueError, match="temperature=-1.0 must be at least 0"):
         dataclasses.replace(method, temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limits"),
+    [
+        ("items", -3, "least 1"),
+        ("length", 0, "least 1"),
+        ("dim", -3, "least 1"),
+        ("layers", 0, "least 1"),
+        ("heads", 0, "least 1"),
+        ("hidden", -1, "least 0"),
+        ("negatives", 0, "least 1"),
+        ("dropout", float("nan"), "least 0 and below 1"),
+        ("dropout", 1.0, "least 0 and below 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, value, limits):
+    with pytest.raises(ValueError, match=f"^SASRec: {name}={value} must be at {limits}$"):
+        sasrec.SASRec(**{name: value})
+
+
+def test_the_whole_catalogue_needs_no_negatives():
+    assert sasrec.SASRec(loss_name="softmax", negatives=0).negatives == 0
 
 
 class TestItemsWithoutIds:
