@@ -44,7 +44,8 @@ class Frame:
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Frame:
         """The inverse of `dataclasses.asdict`, also through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+        tokens = {kind: tuple(said[kind]) for kind in ("query", "document")}
+        return cls(**{**said, **tokens})
 
     def before(self, kind: Kind) -> tuple[int, ...]:
         """The tokens before a text of this kind."""
@@ -65,11 +66,12 @@ def bert_frame(tokenizer: HfTokenizer) -> Frame:
     Raises:
       ValueError: the tokenizer lacks a special token or a mark; names it.
     """
-    if missing := [token for token in (*SPECIAL, *MARKS.values()) if tokenizer.token_to_id(token) is None]:
+    tokens = (*SPECIAL, *MARKS.values())
+    ids = {token: number for token in tokens if (number := tokenizer.token_to_id(token)) is not None}
+    if missing := [token for token in tokens if token not in ids]:
         raise ValueError(f"the tokenizer has no {', '.join(missing)}; rows as late interaction reads them need the special tokens of BERT")
-    pad, _, start, end, _ = (tokenizer.token_to_id(token) for token in SPECIAL)
-    query, document = (tokenizer.token_to_id(MARKS[kind]) for kind in ("query", "document"))
-    return Frame((start, query), (start, document), end, pad)
+    query, document = ((ids["[CLS]"], ids[MARKS[kind]]) for kind in ("query", "document"))
+    return Frame(query, document, ids["[SEP]"], ids["[PAD]"])
 
 
 class Tokenizer(Artifact):

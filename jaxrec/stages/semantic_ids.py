@@ -153,7 +153,8 @@ class SemanticIds(Artifact):
     def assign(self, vectors: np.ndarray) -> np.ndarray:
         """[M, L] codes of the embeddings [M, E] of new items, by what was learned from the old ones; the digit is yours to give."""
         vectors = np.asarray(vectors, np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != (width := self.embeddings.get().shape[1]):
+        width = self.embeddings.get().shape[1]
+        if vectors.ndim != 2 or vectors.shape[1] != width:
             raise ValueError(f"the new items' embeddings are {vectors.shape}; the IDs were made of vectors of {width} numbers, so give [M, {width}]")
         check(vectors)
         return self.quantizer.encode(self.params(), vectors) if len(vectors) else np.zeros((0, len(self.quantizer.widths)), np.int32)
@@ -237,7 +238,7 @@ def check(vectors: np.ndarray, codes: int = 0, names: Sequence[str] | None = Non
         )
     zero = np.flatnonzero(~vectors.any(axis=1)) + 1
     if len(zero):
-        shown = ", ".join(names[item - 1] if names else str(item) for item in zero[:8]) + (", ..." if len(zero) > 8 else "")
+        shown = ", ".join(str(names[item - 1] if names else item) for item in zero[:8].tolist()) + (", ..." if len(zero) > 8 else "")
         raise ValueError(f"the embeddings of {len(zero)} items are all zero: {shown}; give these items a text (or whatever is embedded), or leave them out")
     distinct: set[int] = set()
     for row in vectors:
