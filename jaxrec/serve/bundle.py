@@ -169,7 +169,7 @@ class Bundle:
     def _generate(self, columns: dict[str, np.ndarray], barred: list[np.ndarray], allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """items [B, K], best first and then 0, and their log-probabilities [B, K], without those `barred` for each history."""
         name, lists = ("deny", barred) if allowed is None else ("allow", [np.setdiff1d(allowed, items) for items in barred])
-        longest, most = max(map(len, lists)), self.manifest["listed"]
+        longest, most = max(map(len, lists)), self.manifest["listed"][name]
         if longest > most:
             raise ValueError(
                 f"{longest} items are to be {'denied, with those of the history' if name == 'deny' else 'allowed'}; a generator takes {most}; {name} fewer"

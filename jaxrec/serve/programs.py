@@ -15,7 +15,8 @@ from jaxrec.param import Tree, unflatten
 from kernels.dispatch import compiling_for
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-LISTED = 1024  # places of a generator's list: its binary search over them is unrolled, so their number is no symbol
+# Places of a generator's lists: its binary search over them is unrolled, so their number is no symbol. What is allowed may be a region of the catalogue.
+LISTED = {"deny": 1024, "allow": 16_384}
 
 
 def write_encoder(folder: Path, method: Encoder, leaves: Mapping[str, Any], length: int) -> tuple[dict[str, str], list[str]]:
@@ -30,7 +31,7 @@ def write_encoder(folder: Path, method: Encoder, leaves: Mapping[str, Any], leng
 def write_generator(folder: Path, method: Generator, leaves: Mapping[str, Any], length: int) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Writes the search under a list of denied items and that under one of allowed items, (parameters, inputs) -> (items [b, K], log-probs [b, K]).
 
-    A list is an input [b, LISTED] named "deny" or "allow", 0 = padding. Returns file by list by platform, and the inputs beside the list.
+    A list is an input named "deny" or "allow", [b, its LISTED], 0 = padding. Returns file by list by platform, and the inputs beside the list.
     """
 
     def generate(params: Tree, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -43,8 +44,8 @@ def write_generator(folder: Path, method: Generator, leaves: Mapping[str, Any], 
 
     programs: dict[str, dict[str, str]] = {platform: {} for platform in PLATFORMS}
     inputs: list[str] = []
-    for name in ("deny", "allow"):
-        offered = {name: LISTED, "history": length, "time": length, "user": None}
+    for name, places in LISTED.items():
+        offered = {name: places, "history": length, "time": length, "user": None}
         files, inputs = _write(folder, f"generate.{name}", _program(method, generate, length), leaves, offered)
         if name not in inputs:
             raise ValueError(f"{type(method).__name__}.generate does not look at batch[{name!r}]; a generator that is served takes `deny` and `allow`")

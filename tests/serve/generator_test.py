@@ -117,7 +117,7 @@ def test_long_lists_and_many_histories(exhaustive, monkeypatch):
     answers = bundle.recommend(OUTSIDE, 3)
     monkeypatch.setattr(bundle_module, "BATCH", 4)
     assert bundle.recommend(OUTSIDE * 4, 3) == answers * 4
-    monkeypatch.setitem(bundle.manifest, "listed", 2)
+    monkeypatch.setitem(bundle.manifest, "listed", {"deny": 2, "allow": 2})
     with pytest.raises(ValueError, match=r"8 items are to be denied, with those of the history; a generator takes 2; deny fewer, or .*keep_seen"):
         bundle.recommend(OUTSIDE[2:], 3)
     with pytest.raises(ValueError, match=r"3 items are to be allowed; a generator takes 2; allow fewer$"):
@@ -135,7 +135,7 @@ def test_lists_of_an_encoder_are_exact(tmp_path, exact):
 
 def test_files_and_manifest_of_a_generator(searched, tmp_path):
     bundle, _, _ = searched
-    said = {"system": "generator", "beams": BEAMS, "method": "TIGERDecoder", "inputs": ["history", "user"], "items": ITEMS, "listed": 1024, "step": 7}
+    said = {"system": "generator", "beams": BEAMS, "method": "TIGERDecoder", "inputs": ["history", "user"], "items": ITEMS, "listed": {"deny": 1024, "allow": 16384}, "step": 7}
     assert {name: bundle.manifest[name] for name in said} == said
     programs = {"deny": "generate.deny.stablehlo", "allow": "generate.allow.stablehlo"}
     assert bundle.manifest["programs"] == dict.fromkeys(("cpu", "cuda", "tpu"), programs)
