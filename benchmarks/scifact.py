@@ -24,8 +24,8 @@ from jaxrec.data.passages import Passages
 from jaxrec.evals.search import DEPTH, Judged, evaluate
 from jaxrec.experiment import load
 from jaxrec.index import ExactIndex
-from jaxrec.stages.embeddings import BertEncoder
 from jaxrec.stages.searches import evaluate_search
+from jaxrec.stages.text_encoders import BertEncoder
 from jaxrec.train.loop import train
 
 METRICS = ("nDCG@10", "Recall@10", "Recall@100", "MRR@10")

@@ -25,11 +25,12 @@ from jaxrec.artifact import Artifact, say
 from jaxrec.data.builders.amazon_p5 import AmazonP5
 from jaxrec.data.source import Source
 from jaxrec.data.splits import LeaveOneOut
-from jaxrec.stages.embeddings import TextEmbeddings, TfidfSvd
+from jaxrec.stages.embeddings import TextEmbeddings
 from jaxrec.stages.quantizers import ResidualKMeans
 from jaxrec.stages.semantic_ids import SemanticIds, SidTable, shared, stability
 from jaxrec.stages.sid_report import report
 from jaxrec.stages.sid_trie import ItemCounts
+from jaxrec.stages.text_encoders import TfidfSvd
 
 SIZES = ((2, 256), (3, 64), (3, 128), (3, 256), (3, 512), (4, 256))  # levels, codes
 CHANGED = 0.1

@@ -24,11 +24,12 @@ from jaxrec.evals.report import summarise
 from jaxrec.experiment import SEARCH, Experiment, load, override
 from jaxrec.methods.generative.rqvae import RQVAE
 from jaxrec.methods.generative.tiger_decoder import TIGERDecoder
-from jaxrec.stages.embeddings import TextEmbeddings, TfidfSvd
+from jaxrec.stages.embeddings import TextEmbeddings
 from jaxrec.stages.quantizers import LearnedRQVAE, Quantizer, ResidualKMeans, ResidualVQ
 from jaxrec.stages.runs import evaluate_run
 from jaxrec.stages.semantic_ids import SemanticIds
 from jaxrec.stages.sid_trie import SidTrie
+from jaxrec.stages.text_encoders import TfidfSvd
 from jaxrec.train.loop import train
 
 experiment = load(Path(__file__).with_name("tiger_small_beauty.py"))

@@ -9,7 +9,8 @@ from jaxrec.evals.validation import NextItemRetrieval
 from jaxrec.experiment import Experiment
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.nn.features import Feature
-from jaxrec.stages.embeddings import TextEmbeddings, TfidfSvd
+from jaxrec.stages.embeddings import TextEmbeddings
+from jaxrec.stages.text_encoders import TfidfSvd
 
 source = PythonApi()
 

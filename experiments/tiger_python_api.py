@@ -9,10 +9,11 @@ from jaxrec.evals.validation import NextItemRetrieval
 from jaxrec.experiment import Experiment
 from jaxrec.methods.generative.tiger_decoder import TIGERDecoder
 from jaxrec.optimizer import Adam
-from jaxrec.stages.embeddings import TextEmbeddings, TfidfSvd
+from jaxrec.stages.embeddings import TextEmbeddings
 from jaxrec.stages.quantizers import ResidualKMeans
 from jaxrec.stages.semantic_ids import SemanticIds
 from jaxrec.stages.sid_trie import SidTrie
+from jaxrec.stages.text_encoders import TfidfSvd
 
 source = PythonApi()
 sids = SemanticIds(TextEmbeddings(source, TfidfSvd(dim=256)), ResidualKMeans(levels=3, codes=128))

@@ -24,7 +24,7 @@ from jaxrec.nn import language_families, token_prepending
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.nn.token_prepending import Row, TokenPrepending
 from jaxrec.ops.padding import padded_length
-from jaxrec.stages.embeddings import TextEncoder
+from jaxrec.stages.text_encoders import TextEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

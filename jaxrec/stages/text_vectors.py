@@ -24,8 +24,8 @@ from jaxrec.artifact import checksum, counted_fields, locked, say, write_atomica
 from jaxrec.interop import safetensors_files
 from jaxrec.nn.encoders import ENCODERS
 from jaxrec.nn.token_prepending import TokenPrepending
-from jaxrec.stages.embeddings import SAY_EVERY, BertEncoder, TextEncoder
 from jaxrec.stages.language_model_embeddings import LanguageModelEncoder
+from jaxrec.stages.text_encoders import SAY_EVERY, BertEncoder, TextEncoder
 
 KINDS = (".jsonl", ".txt")
 BERT_OPTIONS = {"pooling", "length", "batch"}

@@ -188,7 +188,7 @@ def test_a_published_checkpoint_gives_what_numpy_computes_from_it():
     import safetensors.numpy
     import tokenizers
 
-    from jaxrec.stages.embeddings import BertEncoder
+    from jaxrec.stages.text_encoders import BertEncoder
 
     folder = minilm()
     texts = ["OPI Nail Lacquer, Simmer and Shimmer", "coconut oil", "Éclat naïf — 100% 椰子油?", "", "the quick brown fox jumps over the lazy dog. " * 9]

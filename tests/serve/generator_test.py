@@ -25,6 +25,7 @@ from jaxrec.param import create, flatten, unflatten
 from jaxrec.serve import bundle as bundle_module
 from jaxrec.serve.bundle import Bundle, Recommendation
 from jaxrec.serve.export import export
+from jaxrec.serve.programs import LISTED
 
 ITEMS, LENGTH, BEAMS = 30, 6, 8
 SIDS, ARRAYS = tiny_sids(ITEMS, (6, 5))
@@ -135,7 +136,15 @@ def test_lists_of_an_encoder_are_exact(tmp_path, exact):
 
 def test_files_and_manifest_of_a_generator(searched, tmp_path):
     bundle, _, _ = searched
-    said = {"system": "generator", "beams": BEAMS, "method": "TIGERDecoder", "inputs": ["history", "user"], "items": ITEMS, "listed": {"deny": 1024, "allow": 16384}, "step": 7}
+    said = {
+        "system": "generator",
+        "beams": BEAMS,
+        "method": "TIGERDecoder",
+        "inputs": ["history", "user"],
+        "items": ITEMS,
+        "listed": {"deny": 1024, "allow": 16384},
+        "step": 7,
+    }
     assert {name: bundle.manifest[name] for name in said} == said
     programs = {"deny": "generate.deny.stablehlo", "allow": "generate.allow.stablehlo"}
     assert bundle.manifest["programs"] == dict.fromkeys(("cpu", "cuda", "tpu"), programs)

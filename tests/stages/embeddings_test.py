@@ -29,8 +29,9 @@ from jaxrec.nn.features import Feature
 from jaxrec.nn.modernbert import ModernBERT
 from jaxrec.nn.t5 import T5
 from jaxrec.param import create, flatten
-from jaxrec.stages.embeddings import BertEncoder, EmbeddingFile, TextEmbeddings, TextEncoder, TfidfSvd, item_texts, padded_length, unit
+from jaxrec.stages.embeddings import EmbeddingFile, TextEmbeddings, item_texts
 from jaxrec.stages.pretrained import PretrainedBert
+from jaxrec.stages.text_encoders import BertEncoder, TextEncoder, TfidfSvd, padded_length, unit
 
 ITEMS = ["p1", "p2", "p3", "p4"]
 FIELDS = {

@@ -20,8 +20,9 @@ from jaxrec.nn.language_model import LanguageModel
 from jaxrec.nn.token_prepending import TokenPrepending, batch, embed, lay_out
 from jaxrec.param import create
 from jaxrec.stages import text_vectors
-from jaxrec.stages.embeddings import BertEncoder, TextEmbeddings, TextEncoder
+from jaxrec.stages.embeddings import TextEmbeddings
 from jaxrec.stages.language_model_embeddings import LanguageModelEncoder
+from jaxrec.stages.text_encoders import BertEncoder, TextEncoder
 from jaxrec.stages.text_vectors import open_encoder, read_texts, write_vectors
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABC .:?"
