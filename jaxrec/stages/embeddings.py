@@ -57,7 +57,7 @@ class TextEmbeddings(ItemVectors):
       fields: the item fields that make an item's text, in order; () takes the title and then every other field that holds text.
     """
 
-    encoder: TextEncoder = TfidfSvd()
+    encoder: TextEncoder = field(default_factory=TfidfSvd)
     fields: tuple[str, ...] = ()
 
     def inputs(self) -> dict[str, Any]:

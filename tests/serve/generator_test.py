@@ -142,7 +142,7 @@ def test_files_and_manifest_of_a_generator(searched, tmp_path):
         "method": "TIGERDecoder",
         "inputs": ["history", "user"],
         "items": ITEMS,
-        "listed": {"deny": 1024, "allow": 16384},
+        "listed": LISTED,
         "step": 7,
     }
     assert {name: bundle.manifest[name] for name in said} == said
