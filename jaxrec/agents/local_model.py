@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ import numpy as np
 from jaxrec.agents.protocols import Completion, Finish, TextGenerator, TextScorer
 from jaxrec.interop import safetensors_files
 from jaxrec.interop.tokenizer_files import check_known, open_tokenizer
+from jaxrec.limits import check
 from jaxrec.nn import language_families
 from jaxrec.nn.encoder_decoder import EncoderDecoder
 from jaxrec.nn.language_model import Decoder
@@ -31,6 +33,9 @@ from jaxrec.ops.sampling import Writing, greedy, sampler, start, write
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+Precision = Literal["float32", "bfloat16"]
+COLDEST = 1e-30  # of temperatures above 0: scores divided by a smaller one are no numbers in float32
 
 
 @dataclass(frozen=True)
@@ -50,14 +55,17 @@ class LocalModel(TextGenerator, TextScorer):
 
     model: str
     batch: int = 8
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     top_k: int = 0
     top_p: float = 1.0
     look: int = 16
 
     def __post_init__(self):
-        if self.batch < 1 or self.look < 1:
-            raise ValueError(f"batch={self.batch} and look={self.look} must be at least 1")
+        check(self, batch=1, look=1, top_k=0)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1, which is all")
+        if self.dtype not in get_args(Precision):
+            raise ValueError(f"dtype={self.dtype!r} is none of {', '.join(get_args(Precision))}")
 
     def generate(
         self, prompts: Sequence[str], *, stop: Sequence[str] = (), max_new: int = 256, temperature: float = 0.0, seed: int | Sequence[int] = 0
@@ -68,11 +76,12 @@ class LocalModel(TextGenerator, TextScorer):
           ValueError: a prompt and what is to follow are longer than the model, a prompt has no token, there are not as many seeds as prompts, or an
             argument is outside its range.
         """
-        if max_new < 1 or temperature < 0 or "" in stop:
-            raise ValueError(f"max_new={max_new} must be at least 1, temperature={temperature} at least 0, and no stop string empty")
-        if isinstance(prompts, str) or isinstance(stop, str):
-            raise ValueError("prompts and stop are lists of strings, and one of them is a string; put it into a list")
-        seeds = [seed] * len(prompts) if isinstance(seed, int | np.integer) else list(seed)
+        _check_lists(prompts=prompts, stop=stop)
+        if max_new < 1 or not (temperature == 0 or COLDEST <= temperature < math.inf) or "" in stop:
+            raise ValueError(f"max_new={max_new} must be at least 1, temperature={temperature} 0 or at least {COLDEST}, and no stop string empty")
+        seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed] * len(prompts)
+        if wrong := [each for each in seeds if not (isinstance(each, int | np.integer) and -(2**31) <= each < 2**32)]:
+            raise ValueError(f"seed={wrong[0]!r} is no whole number of 32 bits; of a longer one take the remainder by 2**32")
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds and {len(prompts)} prompts: give one seed for each prompt, or one number for all")
         rows = [self._prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts)]
@@ -111,6 +120,7 @@ class LocalModel(TextGenerator, TextScorer):
         Raises:
           ValueError: a pair is longer than the model, a prefix has no token, or there are not as many targets as prefixes.
         """
+        _check_lists(prefixes=prefixes, targets=targets)
         if len(prefixes) != len(targets):
             raise ValueError(f"{len(prefixes)} prefixes and {len(targets)} targets: give one target for each prefix")
         befores = [self._prompt(prefix, f"prefix {number}") for number, prefix in enumerate(prefixes)]
@@ -249,6 +259,15 @@ class _Continuation:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(self._prompt + ids, skip_special_tokens=False)
+
+
+def _check_lists(**lists: Sequence[str]) -> None:
+    """Raises ValueError for a list that is a string itself, or holds what is none."""
+    for name, texts in lists.items():
+        if isinstance(texts, str):
+            raise ValueError(f"{name} is the string {texts[:40]!r}, and a list of strings is needed; put it into a list")
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"{name} holds {wrong[0]!r}, which is no string")
 
 
 def _open(folder: Path, dtype: Any) -> _Loaded:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import check
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.norm import RMSNorm
 from jaxrec.nn.positions import Alibi, RelativeBias, Rotary
@@ -62,6 +64,10 @@ def visible(segment: jax.Array, *, causal: bool) -> jax.Array:
     return same & jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
+Weights = Literal["softmax", "threshold", "threshold_differential", "differential", "rectified", "entmax"]
+Positions = Literal["own", "rotary", "alibi", "relative", "none"]
+
+
 @dataclass(frozen=True)
 class AttentionKind:
     """How a model attends: one field of every sequence model.
@@ -79,8 +85,8 @@ class AttentionKind:
       alpha: of entmax.
     """
 
-    weights: Literal["softmax", "threshold", "threshold_differential", "differential", "rectified", "entmax"] = "softmax"
-    positions: Literal["own", "rotary", "alibi", "relative", "none"] = "own"
+    weights: Weights = "softmax"
+    positions: Positions = "own"
     groups: int = 0
     window: int = 0
     rotary: Rotary = PLAIN
@@ -93,11 +99,13 @@ class AttentionKind:
     alpha: float = 1.5
 
     def __post_init__(self):
-        for name in ("beta", "kappa", "power"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if self.window < 0 or self.groups < 0:
-            raise ValueError(f"window={self.window} and groups={self.groups} must be at least 0")
+        for name, known in (("weights", get_args(Weights)), ("positions", get_args(Positions))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
+        for name, bound in (("beta", 0), ("kappa", 0), ("power", 0), ("alpha", 1)):
+            if not bound < getattr(self, name) < math.inf or (name == "power" and not isinstance(self.power, int)):
+                raise ValueError(f"{name}={getattr(self, name)} must be {'a whole number ' if name == 'power' else ''}above {bound}")
+        check(self, window=0, groups=0)
         if self.weights.startswith("threshold") and self.positions == "alibi":
             raise ValueError(
                 f"positions='alibi' take more from far keys than the cosines of weights={self.weights!r} hold, at most 1; choose 'rotary' or 'relative'"
@@ -125,7 +133,7 @@ class AttentionKind:
                 return Entmax(self.alpha)
             case "differential":
                 return Differential.spec(width, value)
-            case _:
+            case "threshold" | "threshold_differential":
                 gate = {"beta": self.beta, "kappa": self.kappa, "power": self.power, "learn_beta": self.learn_beta}
                 return Threshold.spec(heads, width, value, views=self.views, **gate)
 

@@ -66,6 +66,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What a family's config means where it says nothing."""
 SHARED = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4, "attention_bias": False, "hidden_act": "silu"}
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 NULLS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 """Entries in which null means none, and not the default."""
 ROTARIES: dict[str, tuple[str, ...]] = {
@@ -92,6 +93,11 @@ def from_config(config: Config) -> LanguageModel:
     config = SHARED | DEFAULTS[family] | said
     if missing := [name for name in FIELDS.values() if name not in config]:
         raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
+    sizes = [*SIZES, *(["sliding_window"] if config.get("sliding_window") is not None else [])]
+    if wrong := [f"{name}={config[name]!r}" for name in sizes if name in config and not (type(config[name]) is int and config[name] > 0)]:
+        raise ValueError(f"config.json says {', '.join(wrong)}; whole numbers above 0 are needed: take the one that was published with the weights")
+    if wrong := [f"{name}={config[name]!r}" for name in ("rope_scaling", "rope_parameters") if not isinstance(config.get(name) or {}, Mapping)]:
+        raise ValueError(f"config.json says {', '.join(wrong)}, and an object is needed; take the one that was published with the weights")
     for name in ("mlp_bias", "use_bidirectional_attention"):
         if config.get(name):
             raise ValueError(f"config.json says {name}={config[name]!r}, which is not supported; choose another model")
@@ -247,10 +253,12 @@ def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _local(config: Config, family: str) -> list[bool]:
     """Whether each layer sees a window alone."""
-    layers = range(config["num_hidden_layers"])
+    layers, kinds = range(config["num_hidden_layers"]), config.get("layer_types")
+    if kinds and len(kinds) != len(layers):
+        raise ValueError(f"config.json says layer_types of {len(kinds)} layers and num_hidden_layers={len(layers)}; take the one published with the weights")
     if family == "llama" or (family.startswith("qwen") and not config.get("use_sliding_window")) or config["sliding_window"] is None:
         return [False for _ in layers]
-    if kinds := config.get("layer_types"):
+    if kinds:
         if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
             raise ValueError(f"config.json says layer_types with {', '.join(sorted(unknown))}; full_attention and sliding_attention are known")
         return [kind == "sliding_attention" for kind in kinds]

@@ -13,7 +13,7 @@ Switching an adapter off is using `params` instead of `adapted`: nothing is undo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -108,14 +108,14 @@ class LoRA:
 
         return {name: one(linear.kernel) for name, linear in self._targets(base).items()}
 
-    def attach(self, params: Tree, adapters: Adapters, which: jax.Array | np.ndarray | np.integer | int | None = None) -> Tree:
+    def attach(self, params: Tree, adapters: Adapters, which: jax.Array | np.ndarray | Sequence[int] | np.integer | int | None = None) -> Tree:
         """The model in which every target is `Adapted`; params and adapters are shared, not copied.
 
         Args:
           params: of the base model, stacked or not, as its spec was for `spec`.
           adapters: of this base.
-          which: the adapter of all rows, or [B] int32 of each row, where -1 is none: several adapters then serve one batch. None: the only one. A
-            NumPy array is checked; what is on a device or traced cannot be.
+          which: the adapter of all rows, or [B] integers, that of each row, where -1 is none: several adapters then serve one batch. None: the only one.
+            What is on the host is checked; what is on a device or traced cannot be.
 
         Raises:
           ValueError: the adapters are of another base (it names the array and both shapes), or the choice is missing or is none of them.
@@ -125,8 +125,12 @@ class LoRA:
         if which is None or isinstance(which, int | np.integer):
             chosen = self._chosen(params, adapters, int(which or 0))
             return _replaced(params, chosen, lambda linear, pair: Adapted(linear, pair.a, pair.b, None, self.scale))
-        if isinstance(which, np.ndarray) and np.max(which, initial=0) >= self.adapters:
-            raise ValueError(f"which={np.max(which)} is none of the {self.adapters} adapters, numbered from 0; -1 is none")
+        if not isinstance(which, jax.Array):
+            which = np.asarray(which)
+            if which.ndim != 1 or not np.issubdtype(which.dtype, np.integer):
+                raise ValueError(f"which is {which.dtype} {which.shape}; the adapter of each row is [B] whole numbers")
+            if len(wrong := which[(which < -1) | (which >= self.adapters)]):
+                raise ValueError(f"which={wrong[0]} is none of the {self.adapters} adapters, numbered from 0; -1 is none")
         rows = jnp.asarray(which, jnp.int32)
 
         def one(linear: Linear, pair: Adapter) -> Adapted:

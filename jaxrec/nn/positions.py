@@ -95,6 +95,8 @@ class Rotary:
     def __post_init__(self):
         if self.scaling not in SCALINGS:
             raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(SCALINGS)}")
+        if not (0 < self.factor < math.inf and 0 < self.theta < math.inf and 0 < self.share <= 1):
+            raise ValueError(f"factor={self.factor} and theta={self.theta} must be above 0, and share={self.share} above 0 and at most 1")
 
     def frequencies(self, width: int) -> np.ndarray:
         """[width * share / 2] radians per position."""

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,6 +159,10 @@ def read_texts(path: Path, key: str = "text") -> Iterator[str]:
             if not isinstance(text, str):
                 keys = f"; its keys are {', '.join(value)}" if isinstance(value, dict) else ""
                 raise ValueError(f"{path}:{number}: {key!r} must be a string, got {text!r}{keys}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON may hold one half of a pair
+                raise ValueError(f"{path}:{number}: {text[error.start]!r} is half a character (a lone surrogate); remove it") from None
             yield text
 
 
@@ -214,7 +219,7 @@ def _write_chunks(encoder: TextEncoder, source: Path, key: str, chunk: int, fold
     while some := list(itertools.islice(texts, chunk)):
         files.append(folder / f"{len(files):08}.npz")
         done += len(some)
-        if files[-1].exists():
+        if files[-1].exists() and _whole(files[-1]):
             continue
         if done - len(some) and not fresh:
             say(f"  going on after {done - len(some):,} texts")
@@ -229,6 +234,16 @@ def _write_chunks(encoder: TextEncoder, source: Path, key: str, chunk: int, fold
     if not files:
         raise ValueError(f"{source} has no text; write one on each line")
     return files
+
+
+def _whole(path: Path) -> bool:
+    """Whether a chunk can be read; a damaged one is written again."""
+    try:
+        with np.load(path) as held:
+            return {"vectors", "cut", "empty"} <= set(held)
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        say(f"  {path} is damaged, and is written again")
+        return False
 
 
 def _joined(files: list[Path], partial: Path, path: Path) -> Written:

@@ -180,9 +180,15 @@ def test_misuse_is_told(model, folder):
     for arguments, message in (
         ({"prompts": ["a" * 60], "max_new": 5}, r"prompt 0 has 60 tokens, and 5 more are longer than the 64 of the model; shorten it, or lower max_new"),
         ({"prompts": ["a"], "max_new": 0}, "max_new=0 must be at least 1"),
-        ({"prompts": ["a"], "temperature": -1.0}, "temperature=-1.0 at least 0"),
+        ({"prompts": ["a"], "temperature": -1.0}, "temperature=-1.0 0 or at least 1e-30"),
+        ({"prompts": ["a"], "temperature": float("nan")}, "temperature=nan 0 or at least"),
+        ({"prompts": ["a"], "temperature": 1e-45}, "temperature=1e-45 0 or at least"),
+        ({"prompts": ["a"], "seed": 1.5}, "seed=1.5 is no whole number of 32 bits"),
+        ({"prompts": ["a"] * 2, "seed": [0, 2**32]}, "seed=4294967296 is no whole number of 32 bits; of a longer one take the remainder"),
+        ({"prompts": ["a", 5]}, "prompts holds 5, which is no string"),
+        ({"prompts": ["a"], "stop": "b"}, "stop is the string 'b', and a list"),
         ({"prompts": ["a"], "stop": [""]}, "no stop string empty"),
-        ({"prompts": "abc"}, "prompts and stop are lists of strings"),
+        ({"prompts": "abc"}, "prompts is the string 'abc', and a list of strings is needed"),
         ({"prompts": ["a", "b"], "seed": [1]}, "1 seeds and 2 prompts: give one seed for each prompt, or one number for all"),
         ({"prompts": ["a", ""]}, "prompt 1 has no tokens, and the model no token to begin with"),
     ):
@@ -192,8 +198,16 @@ def test_misuse_is_told(model, folder):
         model.logprob(["a"], ["b" * 64])
     with pytest.raises(ValueError, match="2 prefixes and 1 targets"):
         model.logprob(["a", "b"], ["c"])
-    with pytest.raises(ValueError, match="batch=0 and look=16 must be at least 1"):
-        LocalModel(str(folder), batch=0)
+    with pytest.raises(ValueError, match="targets is the string 'def', and a list of strings is needed"):
+        model.logprob(["abc"] * 3, "def")
+    for wrong, message in (
+        ({"batch": 0}, "batch=0 must be at least 1"),
+        ({"top_k": -1}, "top_k=-1 must be at least 0"),
+        ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
+        ({"dtype": "int8"}, "dtype='int8' is none of float32, bfloat16"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LocalModel(str(folder), **wrong)
 
 
 def test_parts_of_different_models_are_told(folder, tmp_path):

@@ -274,8 +274,20 @@ def test_a_beam_search_scores_as_teacher_forcing_does(kind):
 
 
 def test_bad_kinds_are_refused():
-    with pytest.raises(ValueError, match="beta=0 must be above 0"):
-        AttentionKind(beta=0)
+    for wrong, message in (
+        ({"beta": 0}, "beta=0 must be above 0"),
+        ({"beta": float("nan")}, "beta=nan must be above 0"),
+        ({"alpha": 1.0}, "alpha=1.0 must be above 1"),
+        ({"power": 1.5}, "power=1.5 must be a whole number above 0"),
+        ({"window": -1}, "window=-1 must be at least 0"),
+        ({"weights": "sofmax"}, "weights='sofmax' is none of softmax, threshold"),
+        ({"positions": "rotry"}, "positions='rotry' is none of own, rotary"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            AttentionKind(**wrong)
+    for wrong in ({"factor": 0.0}, {"theta": float("inf")}, {"share": 2.0}):
+        with pytest.raises(ValueError, match="must be above 0, and share="):
+            Rotary(**wrong)
     with pytest.raises(ValueError, match="groups=3 must divide heads=4"):
         Attention.spec(D, 4, kind=AttentionKind(groups=3))
     with pytest.raises(ValueError, match="make one head of 2; heads=4 and groups=1 must be even"):

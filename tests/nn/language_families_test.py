@@ -87,6 +87,11 @@ def test_what_is_not_known_is_told():
         ),
         ({"mlp_bias": True}, "mlp_bias=True, which is not supported"),
         ({"hidden_act": "swish"}, "activation='swish' is not one of"),
+        ({"layer_types": ["full_attention"] * 3}, "layer_types of 3 layers and num_hidden_layers=16; take"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers=0; whole numbers above 0 are needed"),
+        ({"num_attention_heads": "8", "hidden_size": 1.5}, "hidden_size=1.5, num_attention_heads='8'; whole numbers"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window=0; whole numbers"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear', and an object is needed"),
         ({"model_type": "qwen3", "use_sliding_window": True, "layer_types": ["chunked"] * 16}, "layer_types with chunked; full_attention and"),
     ):
         with pytest.raises(ValueError, match=message):

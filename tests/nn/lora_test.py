@@ -154,6 +154,9 @@ def test_what_is_refused():
             LORA.merge(PARAMS, ADAPTERS, number)
     with pytest.raises(ValueError, match="which=3 is none of the 3 adapters, numbered from 0; -1 is none"):
         LORA.attach(PARAMS, ADAPTERS, np.array([0, 3, -1, 1]))
+    for which, message in (([0, 5], "which=5 is none"), ([0, -7], "which=-7 is none"), (np.array([0.7]), "which is float64"), ([[0, 1]], r"int64 \(1, 2\)")):
+        with pytest.raises(ValueError, match=message):
+            LORA.attach(PARAMS, ADAPTERS, which)
     with pytest.raises(ValueError, match="adapters are chosen for 2 rows, and the input has 4"):
         LORA.attach(PARAMS, ADAPTERS, np.array([0, 1]))(IDS)
     for wrong in ({"rank": 0}, {"adapters": 0}, {"targets": ()}):

@@ -153,8 +153,11 @@ def test_an_interruption_leaves_no_trace(encoder, texts, tmp_path, monkeypatch, 
     texts.write_text(content)
     with locked(tmp_path / "out.chunks" / "lock"), pytest.raises(RuntimeError, match="is being written by another process"):
         write_vectors(encoder, texts, tmp_path / "out.npy", chunk=2)
+    (tmp_path / "out.chunks" / "00000001.npz").write_bytes(b"PK")
     write_vectors(encoder, texts, tmp_path / "out.npy", chunk=2)
-    assert asked == [TEXTS[:2], TEXTS[2:4], TEXTS[4:6], TEXTS[4:6], TEXTS[6:]] and "going on after 4 texts" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "00000001.npz is damaged, and is written again" in said and "going on after 2 texts" in said
+    assert asked == [TEXTS[:2], TEXTS[2:4], TEXTS[4:6], TEXTS[2:4], TEXTS[4:6], TEXTS[6:]]
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert (tmp_path / "out.json").read_bytes() == (tmp_path / "whole.json").read_bytes() and not (tmp_path / "out.chunks").exists()
 
@@ -231,6 +234,7 @@ def test_a_line_that_is_no_text_is_named(tmp_path):
         ("a.jsonl", b'"x"\n{', r"a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"title": "x"}', r"a.jsonl:1: 'text' must be a string, got None; its keys are title"),
         ("a.jsonl", b"3", r"a.jsonl:1: 'text' must be a string, got 3"),
+        ("a.jsonl", b'"x"\n"\\ud800 y"', r"a.jsonl:2: .* is half a character"),
         ("a.txt", b"x\n\xff", r"a.txt:2: byte 0xff is not UTF-8 text"),
         ("a.txt", b"", r"a.txt has no text; write one on each line"),
     ):
