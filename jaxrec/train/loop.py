@@ -22,7 +22,7 @@ from jaxrec.method import Starter
 from jaxrec.param import Tree, count
 from jaxrec.train.checkpoint import Checkpoints, fill, read_identity, start_from, stored_steps
 from jaxrec.train.log import Log
-from jaxrec.train.step import FINITE, Runner, State, make_runner
+from jaxrec.train.step import Runner, State, is_finite, make_runner
 
 
 def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
@@ -70,7 +70,7 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     # --- Step.
     values: dict[str, float] = progress["values"]
     pending: list[dict[str, jax.Array]] = []
-    reported = saved = done
+    saved = done
     stop, interrupted = bool(experiment.patience) and progress["stale"] >= experiment.patience, False
     with stopping() as stopped, contextlib.closing(checkpoints), contextlib.closing(log):
         if not experiment.steps and checkpoints.latest_step() is None:
@@ -88,8 +88,8 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             due_eval = bool(experiment.evals) and (done == experiment.steps or is_due(done, experiment.eval_every))
             due_save = last or is_due(done, experiment.save_every)
             if last or due_eval or due_save or is_due(done, experiment.log_every):
-                means = settle_metrics(pending, reported, batches, checkpoints, experiment)
-                pending, reported = [], done
+                means = settle_metrics(pending, runner.read(state), batches, checkpoints, experiment)
+                pending = []
                 log.report(done, means)
                 values |= means
 
@@ -199,22 +199,22 @@ def gathered(params: Tree) -> Tree:
     return jax.device_get(params) if any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(params)) else params
 
 
-def settle_metrics(pending: list[dict[str, jax.Array]], since: int, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:
-    """Means over the steps since the last report; stops the run if one was not finite."""
+def settle_metrics(pending: list[dict[str, jax.Array]], state: State, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:
+    """Means over the steps since the last report; stops the run if a loss is not finite, or the state they led to."""
     if not pending:
         return {}
     columns = {name: np.concatenate([np.asarray(metrics[name]) for metrics in pending]) for name in pending[0]}
-    broken = ~(columns.pop(FINITE) & np.isfinite(columns["loss"]))
-    if broken.any():
-        number = since + int(np.argmax(broken))
+    broken = ~np.isfinite(columns["loss"])
+    if broken.any() or not is_finite(experiment.method, state):
+        late = len(broken) - int(np.argmax(broken)) if broken.any() else 1  # a broken state breaks the next loss, so it is the last step's
+        number, loss = int(state.step) - late, columns["loss"][-late]
         rows = batches.indices(number)
         shown = ", ".join(map(str, rows[:16].tolist())) + (", ..." if len(rows) > 16 else "")
         checkpoints.wait()
         good = checkpoints.latest_step()
-        loss = columns["loss"][number - since]
-        poisoned = f"the update of step {number} is not finite, though its loss is {loss:.6g},"
+        what = f"the loss of step {number} is {loss}" if broken.any() else f"the state after step {number} is not finite, though its loss is {loss:.6g},"
         raise FloatingPointError(
-            f"{experiment.name}: {poisoned if np.isfinite(loss) else f'the loss of step {number} is {loss}'} on rows [{shown}]. "
+            f"{experiment.name}: {what} on rows [{shown}]. "
             + (f"The checkpoint of step {good} is good. " if good is not None else "No checkpoint was saved yet. ")
             + "Lower optimizer.peak, set optimizer.clip=1, or look at those rows; then start "
             + ("in another workdir." if good is not None else "again.")

@@ -20,7 +20,6 @@ from jaxrec.sharding import Layout, batch_sharding, make_mesh, partition
 from kernels import dispatch
 
 AXIS = "data"  # of pmap
-FINITE = "finite"  # the entry of a step's values that is for the loop alone
 
 
 @struct.dataclass
@@ -43,6 +42,18 @@ def initial_state(method: Method, tx: optax.GradientTransformation, key: jax.Arr
     spec = method.spec()
     params = create(spec, key)
     return State(jnp.zeros((), jnp.int32), params, tx.init(split(spec, params)[0]))
+
+
+def is_finite(method: Method, state: State) -> bool:
+    """Whether all that training changes is numbers, whose sum is one too. A step with a finite loss can leave others, for its gradient may be none."""
+    learned = state.params if isinstance(method, Settler) else split(method.spec(), state.params)[0]
+    return bool(_sum_is_finite((learned, state.optimizer)))
+
+
+@jax.jit
+def _sum_is_finite(tree: Tree) -> jax.Array:
+    sums = [jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.isfinite(sum(sums, jnp.zeros(())))
 
 
 def update(
@@ -69,8 +80,7 @@ def update(
       axis: the mapped axis under pmap, else None.
 
     Returns:
-      The next state, and the terms ("loss" is their weighted sum) and metrics, each already divided by its weight; `FINITE` tells whether
-      the step itself came out as numbers, which a finite loss does not.
+      The next state, and the terms ("loss" is their weighted sum) and metrics, each already divided by its weight.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     settle = jax.random.split(key, 3)[2]  # the same on every device
@@ -89,20 +99,12 @@ def update(
     gradient, loss_sums, coefficients = _gradient(method, loss, trainable, _microbatches(batch, accumulate), jax.random.split(learn, accumulate), reduce)
     changes, optimizer = tx.update(gradient, state.optimizer, trainable)
     params = merge(optax.apply_updates(trainable, changes), frozen)
-    moved = [gradient, changes]
     if isinstance(method, Settler):
         whole = batch if axis is None else jax.lax.all_gather(batch, axis, tiled=True)
-        before, params = params, method.settle(params, loss_sums.stats, whole, settle)
-        moved += [new for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(params), strict=True) if new is not old]
+        params = method.settle(params, loss_sums.stats, whole, settle)
     values = {name: _ratio(*pair) for name, pair in {**loss_sums.terms, **loss_sums.metrics}.items()}
     values["loss"] = sum((coefficients[name] * values[name] for name in loss_sums.terms), jnp.zeros(()))
-    values[FINITE] = _finite(moved)
     return State(state.step + 1, params, optimizer), values
-
-
-def _finite(tree: Tree) -> jax.Array:
-    """Whether the norm of all float arrays is finite: beyond 1e19 their squares are not, and what is to be computed from them will not be either."""
-    return jnp.isfinite(optax.tree_utils.tree_norm([leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]))
 
 
 def _gradient(
