@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -92,12 +93,16 @@ class Ranks:
         """Reads what `save` wrote.
 
         Raises:
-          ValueError: the file lacks an array of Ranks.
+          ValueError: the file is damaged, or no file of ranks.
         """
-        with np.load(path, allow_pickle=False) as file:
-            if missing := {*ARRAYS, "baseline"} - set(file):
-                raise ValueError(f"{path} lacks {', '.join(sorted(missing))}, so it is no file of ranks; rank the system again")
-            return cls(file["kept"], file["removed"], file["cold"], file["user"], file["target"], bool(file["baseline"]))
+        try:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+                arrays = dict(file)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is damaged ({error}); rank the system again (jaxrec eval)") from error
+        if missing := {*ARRAYS, "baseline"} - set(arrays):
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}, so it is no file of ranks; rank the system again")
+        return cls(*(arrays[name] for name in ARRAYS), baseline=bool(arrays["baseline"]))
 
 
 def _some(users: np.ndarray) -> str:

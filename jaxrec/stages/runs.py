@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from jaxrec.methods.sequential.markov import Markov
 from jaxrec.methods.sequential.popularity import Popularity
 from jaxrec.param import Tree, abstract, unflatten
 from jaxrec.sharding import Layout
-from jaxrec.train.checkpoint import read_params
+from jaxrec.train.checkpoint import read_identity, read_params
 from jaxrec.train.loop import train
 
 BASELINES: tuple[Baseline, ...] = (Popularity(), LastItem(), Markov(), ItemKNN())
@@ -36,13 +35,13 @@ def load_run(experiment: Experiment, workdir: Path) -> tuple[Experiment, Tree, i
 
     Raises:
       FileNotFoundError: the run does not exist or has no checkpoint.
-      ValueError: the run was made with another configuration; names each field that differs.
+      ValueError: the run was made with another configuration, and it names each field that differs; or a file of the run is damaged.
     """
     experiment = experiment.resolve()
     path = workdir / "experiment.json"
     if not path.exists():
         raise FileNotFoundError(f"there is no run in {workdir}; train first: jaxrec train experiments/{experiment.name}.py")
-    changed = changes(json.loads(path.read_text()), experiment, search=True)
+    changed = changes(read_identity(workdir), experiment, search=True)
     if changed:
         raise ValueError(
             f"{workdir} was trained with another configuration (was -> asked for):\n  "

@@ -6,7 +6,12 @@ temporary folder and renames it, so a crash or a full disk leaves the previous c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import json
+import logging
+import textwrap
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,16 @@ import orbax.checkpoint as ocp
 from jaxrec.artifact import checksum, say
 from jaxrec.param import Tree, flatten, unflatten
 from jaxrec.train.step import State
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Keeps tracebacks out of the log that orbax raises as well: each of its threads logs its own, and a full disk would be three hundred lines."""
+    frames = traceback.walk_tb(record.exc_info[2] if record.exc_info else None)
+    return not any("orbax" in Path(frame.f_code.co_filename).parts for frame, _ in frames)
+
+
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_not_of_orbax)
 
 
 class Checkpoints:
@@ -39,11 +54,11 @@ class Checkpoints:
         step = int(state.step)
         if step == self._latest.latest_step():
             return
-        try:
+        with self._writing(f"checkpoint of step {step}"):
+            if not stored_steps(self.workdir)["best"]:  # else those are evaluated
+                self._drop_ranks()
             stored = ocp.args.StandardSave(one_copy(self._stored(state)))
             self._latest.save(step, args=ocp.args.Composite(state=stored, progress=ocp.args.JsonSave(dict(progress))))
-        except (OSError, ValueError) as error:
-            raise self._not_written(step, error) from error
 
     def wait(self) -> None:
         """Waits until the last save is on disk.
@@ -51,10 +66,8 @@ class Checkpoints:
         Raises:
           OSError: it could not be written; names the step that survives.
         """
-        try:
+        with self._writing("checkpoint"):
             self._latest.wait_until_finished()
-        except Exception as error:  # orbax passes on whatever its writer threads raised
-            raise self._not_written(None, error) from error
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -62,10 +75,10 @@ class Checkpoints:
 
     def restore(self, abstract: State, params: Tree | None = None) -> tuple[State, dict[str, Any]]:
         """The newest state, laid out like `abstract`, and its progress. `params` gives the arrays that are not stored."""
-        wanted = self._stored(abstract)
-        restored = self._latest.restore(
-            self._latest.latest_step(), args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), progress=ocp.args.JsonRestore())
-        )
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(self._stored(abstract)), progress=ocp.args.JsonRestore())
+        step = self._latest.latest_step()
+        with _reading(self.workdir, "checkpoints", step):
+            restored = self._latest.restore(step, args=wanted)
         leaves = dict(restored["state"])
         if self._refill:
             leaves |= {f"params.{name}": leaf for name, leaf in flatten(params).items() if name in self._refill}
@@ -73,19 +86,34 @@ class Checkpoints:
 
     def save_best(self, params: Tree, step: int) -> None:
         """Replaces the best parameters."""
-        save_params(self.workdir / "best", {name: leaf for name, leaf in flatten(params).items() if name not in self._refill}, step)
+        with self._writing(f"best parameters, of step {step},"):
+            self._drop_ranks()
+            save_params(self.workdir / "best", {name: leaf for name, leaf in flatten(params).items() if name not in self._refill}, step)
 
     def close(self) -> None:
-        self._latest.close()
+        with self._writing("checkpoint"):
+            self._latest.close()
 
     def _stored(self, state: State) -> dict[str, Any]:
         return {name: leaf for name, leaf in flatten(state).items() if name.removeprefix("params.") not in self._refill}
 
-    def _not_written(self, step: int | None, error: BaseException) -> OSError:
-        survivors = sorted(int(p.name) for p in (self.workdir / "checkpoints").iterdir() if p.name.isdigit() and int(p.name) != step)
-        kept = f"the checkpoint of step {survivors[-1]} is intact" if survivors else "there is no earlier checkpoint"
-        which = "checkpoint" if step is None else f"checkpoint of step {step}"
-        return OSError(f"the {which} could not be written to {self.workdir} ({error}); {kept}. Free some disk space and run the same command again")
+    def _drop_ranks(self) -> None:
+        """Removes what an evaluation kept for `compare`: it is of other parameters than those of the run from here on."""
+        if jax.process_index() == 0:
+            for path in self.workdir.glob("ranks_*.npz"):
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Says of any error what could not be written, and which step survives."""
+        try:
+            yield
+        except Exception as error:  # orbax passes on whatever its writer threads raised
+            steps = stored_steps(self.workdir)["checkpoints"]
+            kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
+            raise OSError(
+                f"the {what} could not be written to {self.workdir} ({error}); {kept}. Free some disk space and run the same command again"
+            ) from error
 
 
 def save_params(folder: Path, leaves: Mapping[str, Any], step: int) -> None:
@@ -106,16 +134,40 @@ def one_copy(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return {name: leaf.addressable_data(0) if alone and isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf for name, leaf in leaves.items()}
 
 
+def stored_steps(workdir: Path) -> dict[str, list[int]]:
+    """The steps of a run's complete checkpoints, rising: of its "best" parameters and of its latest "checkpoints"."""
+    return {kind: sorted(int(path.name) for path in (workdir / kind).glob("[0-9]*") if path.name.isdigit()) for kind in ("best", "checkpoints")}
+
+
 def run_content(workdir: Path) -> dict[str, Any]:
     """What a run holds, JSON-able, for the fingerprint of what starts from it.
 
     Raises:
       FileNotFoundError: the run has no checkpoint; says which command makes one.
     """
-    steps = {kind: sorted(path.name for path in (workdir / kind).glob("[0-9]*")) for kind in ("best", "checkpoints")}
+    steps = {kind: sorted(map(str, steps)) for kind, steps in stored_steps(workdir).items()}
     if not any(steps.values()):
         raise FileNotFoundError(f"{workdir} has no checkpoint; train first: jaxrec train experiments/{workdir.name}.py")
     return {**steps, "experiment": checksum(workdir / "experiment.json")}
+
+
+def read_identity(workdir: Path) -> dict[str, Any]:
+    """What `experiment.identify` said of a run when it began.
+
+    Raises:
+      ValueError: the file is damaged; says what to do.
+    """
+    path = workdir / "experiment.json"
+    try:
+        identity = json.loads(path.read_text())
+        if not isinstance(identity, dict):
+            raise ValueError(f"it holds {identity!r}")
+        return identity
+    except ValueError as error:  # of UTF-8 or of JSON, too
+        raise ValueError(
+            f"{path} is damaged: {error}. If you are sure how the run was configured, remove the file and run that training command again, "
+            "which writes it anew; else train in another workdir"
+        ) from error
 
 
 def read_params(workdir: Path) -> tuple[dict[str, np.ndarray], int]:
@@ -133,12 +185,30 @@ def read_params(workdir: Path) -> tuple[dict[str, np.ndarray], int]:
         with ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
             if (step := manager.latest_step()) is None:
                 continue
-            stored = manager.item_metadata(step)
-            arrays = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in (stored["state"] if prefix else stored).items()}
-            wanted = ocp.args.StandardRestore(arrays)
-            restored = manager.restore(step, args=ocp.args.Composite(state=wanted))["state"] if prefix else manager.restore(step, args=wanted)
+            with _reading(workdir, folder.name, step):
+                stored = manager.item_metadata(step)
+                arrays = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in (stored["state"] if prefix else stored).items()}
+                wanted = ocp.args.StandardRestore(arrays)
+                restored = manager.restore(step, args=ocp.args.Composite(state=wanted))["state"] if prefix else manager.restore(step, args=wanted)
             return {name.removeprefix(prefix): leaf for name, leaf in restored.items() if name.startswith(prefix)}, step
     raise FileNotFoundError(f"{workdir} has no checkpoint; train first: jaxrec train experiments/{workdir.name}.py")
+
+
+@contextlib.contextmanager
+def _reading(workdir: Path, kind: str, step: int | None) -> Iterator[None]:
+    """Says of any error which checkpoint cannot be read, and what is left of the run."""
+    try:
+        yield
+    except Exception as error:  # orbax and tensorstore raise whatever they stumble over
+        folder = workdir / kind / str(step)
+        older = [other for other in stored_steps(workdir)["checkpoints"] if kind == "best" or other != step]
+        left = (
+            f"the checkpoint of step {older[-1]} is left: remove {folder}, and it takes its place"
+            if older
+            else "there is no older one: train again in another workdir"
+        )
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder=" ...")
+        raise ValueError(f"the checkpoint {folder} cannot be read; {left}. {reason}") from error
 
 
 def fill(params: Tree, tables: Mapping[str, Any]) -> Tree:

@@ -20,9 +20,9 @@ from jaxrec.artifact import locked, write_atomically
 from jaxrec.experiment import Experiment, changes, identify
 from jaxrec.method import Starter
 from jaxrec.param import Tree, count
-from jaxrec.train.checkpoint import Checkpoints, fill, start_from
+from jaxrec.train.checkpoint import Checkpoints, fill, read_identity, start_from, stored_steps
 from jaxrec.train.log import Log
-from jaxrec.train.step import Runner, State, make_runner
+from jaxrec.train.step import Runner, State, is_finite, make_runner
 
 
 def train(experiment: Experiment, workdir: Path) -> dict[str, float]:
@@ -68,14 +68,14 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
     )
 
     # --- Step.
-    values: dict[str, float] = {}
+    values: dict[str, float] = progress["values"]
     pending: list[dict[str, jax.Array]] = []
-    reported = saved = done
+    saved = done
     stop, interrupted = bool(experiment.patience) and progress["stale"] >= experiment.patience, False
     with stopping() as stopped, contextlib.closing(checkpoints), contextlib.closing(log):
         if not experiment.steps and checkpoints.latest_step() is None:
             progress["data"] = iterator.get_state()
-            values = keep_start(experiment, runner.read(state), progress, checkpoints, log)
+            keep_start(experiment, runner.read(state), progress, checkpoints, log)
         while done < experiment.steps and not stop:
             burst = next_stop(done, experiment) - done
             state, metrics = runner.run(state, [next(iterator) for _ in range(burst)])
@@ -88,14 +88,14 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
             due_eval = bool(experiment.evals) and (done == experiment.steps or is_due(done, experiment.eval_every))
             due_save = last or is_due(done, experiment.save_every)
             if last or due_eval or due_save or is_due(done, experiment.log_every):
-                means = settle_metrics(pending, reported, batches, checkpoints, experiment)
-                pending, reported = [], done
+                means = settle_metrics(pending, runner.read(state), batches, checkpoints, experiment)
+                pending = []
                 log.report(done, means)
                 values |= means
 
             # --- Evaluate.
             if due_eval:
-                measured = evaluate(experiment, runner.read(state).params)
+                measured = evaluate(experiment, runner.read(state).params, done)
                 log.report(done, measured)
                 values |= measured
                 if judge(progress, measured, done):
@@ -121,27 +121,30 @@ def _train(experiment: Experiment, workdir: Path) -> dict[str, float]:
 
 def resume(experiment: Experiment, runner: Runner, checkpoints: Checkpoints, tables: dict[str, np.ndarray], batches: Any) -> tuple[State, dict[str, Any]]:
     """(state on the devices, progress): those of the newest checkpoint, else of a beginning."""
+    fresh = {"best": None, "best_step": 0, "stale": 0, "metric": "", "values": {}}
     if checkpoints.latest_step() is None:
-        return begin(experiment, runner, tables, batches), {"best": None, "best_step": 0, "stale": 0, "metric": ""}
+        return begin(experiment, runner, tables, batches), fresh
     placed = fill(runner.read(runner.start()).params, tables) if tables else None
     state, progress = checkpoints.restore(runner.abstract, placed)
-    return runner.place(state), progress
+    return runner.place(state), fresh | progress
 
 
-def evaluate(experiment: Experiment, params: Tree) -> dict[str, float]:
+def evaluate(experiment: Experiment, params: Tree, step: int) -> dict[str, float]:
     """The values of all evaluators, in their order."""
     whole = gathered(params)
-    return {name: float(value) for evaluator in experiment.evals for name, value in evaluator(experiment.method, whole, experiment.data)}
+    try:
+        return {name: float(value) for evaluator in experiment.evals for name, value in evaluator(experiment.method, whole, experiment.data)}
+    except ValueError as error:
+        raise ValueError(f"{experiment.name}, evaluated after {step} steps: {error}") from error
 
 
-def keep_start(experiment: Experiment, state: State, progress: dict[str, Any], checkpoints: Checkpoints, log: Log) -> dict[str, float]:
+def keep_start(experiment: Experiment, state: State, progress: dict[str, Any], checkpoints: Checkpoints, log: Log) -> None:
     """Evaluates and saves a run of no steps: nothing is trained, and where it starts is the result."""
-    values = evaluate(experiment, state.params) if experiment.evals else {}
-    if values:
-        judge(progress, values, 0)
-        log.report(0, values)
+    if experiment.evals:
+        progress["values"] |= evaluate(experiment, state.params, 0)
+        judge(progress, progress["values"], 0)
+        log.report(0, progress["values"])
     checkpoints.save(state, progress)
-    return values
 
 
 def judge(progress: dict[str, Any], measured: dict[str, float], step: int) -> bool:
@@ -168,14 +171,14 @@ def begin(experiment: Experiment, runner: Runner, tables: dict[str, np.ndarray],
 
 
 def claim(experiment: Experiment, workdir: Path) -> None:
-    """Writes the experiment into a fresh workdir; in a used one, checks that it is the same.
+    """Writes the experiment into a fresh workdir; in one that holds a checkpoint, checks that it is the same.
 
     Raises:
       ValueError: names each field that differs, with both values.
     """
     path = workdir / "experiment.json"
-    if path.exists():
-        changed = changes(json.loads(path.read_text()), experiment)
+    if path.exists() and any(stored_steps(workdir).values()):
+        changed = changes(read_identity(workdir), experiment)
         if changed:
             raise ValueError(
                 f"{workdir} holds another run; these fields differ:\n  "
@@ -196,22 +199,25 @@ def gathered(params: Tree) -> Tree:
     return jax.device_get(params) if any(len(leaf.devices()) > 1 for leaf in jax.tree.leaves(params)) else params
 
 
-def settle_metrics(pending: list[dict[str, jax.Array]], since: int, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:
-    """Means over the steps since the last report; stops the run if one was not finite."""
+def settle_metrics(pending: list[dict[str, jax.Array]], state: State, batches: Any, checkpoints: Checkpoints, experiment: Experiment) -> dict[str, float]:
+    """Means over the steps since the last report; stops the run if a loss is not finite, or the state they led to."""
     if not pending:
         return {}
     columns = {name: np.concatenate([np.asarray(metrics[name]) for metrics in pending]) for name in pending[0]}
     broken = ~np.isfinite(columns["loss"])
-    if broken.any():
-        number = since + int(np.argmax(broken))
+    if broken.any() or not is_finite(experiment.method, state):
+        late = len(broken) - int(np.argmax(broken)) if broken.any() else 1  # a broken state breaks the next loss, so it is the last step's
+        number, loss = int(state.step) - late, columns["loss"][-late]
         rows = batches.indices(number)
         shown = ", ".join(map(str, rows[:16].tolist())) + (", ..." if len(rows) > 16 else "")
         checkpoints.wait()
         good = checkpoints.latest_step()
+        what = f"the loss of step {number} is {loss}" if broken.any() else f"the state after step {number} is not finite, though its loss is {loss:.6g},"
         raise FloatingPointError(
-            f"{experiment.name}: the loss of step {number} is {columns['loss'][number - since]} on rows [{shown}]. "
+            f"{experiment.name}: {what} on rows [{shown}]. "
             + (f"The checkpoint of step {good} is good. " if good is not None else "No checkpoint was saved yet. ")
-            + "Lower optimizer.peak, set optimizer.clip=1, or look at those rows; then start in another workdir."
+            + "Lower optimizer.peak, set optimizer.clip=1, or look at those rows; then start "
+            + ("in another workdir." if good is not None else "again.")
         )
     return {name: float(column.mean()) for name, column in columns.items()}
 

@@ -44,6 +44,18 @@ def initial_state(method: Method, tx: optax.GradientTransformation, key: jax.Arr
     return State(jnp.zeros((), jnp.int32), params, tx.init(split(spec, params)[0]))
 
 
+def is_finite(method: Method, state: State) -> bool:
+    """Whether all that training changes is numbers, whose sum is one too. A step with a finite loss can leave others, for its gradient may be none."""
+    learned = state.params if isinstance(method, Settler) else split(method.spec(), state.params)[0]
+    return bool(_sum_is_finite((learned, state.optimizer)))
+
+
+@jax.jit
+def _sum_is_finite(tree: Tree) -> jax.Array:
+    sums = [jnp.abs(leaf).sum() for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.isfinite(sum(sums, jnp.zeros(())))
+
+
 def update(
     method: Method,
     tx: optax.GradientTransformation,
@@ -236,7 +248,7 @@ def _pmap_runner(step: Callable[..., Any], start: Callable[[], State], devices: 
         place=place,
         run=run,
         step=mapped,
-        read=lambda state: jax.tree.map(lambda leaf: leaf[0], state),
+        read=lambda state: jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), state),  # of NumPy, too, where `place` has just put it
         abstract=jax.eval_shape(start),
     )
 

@@ -202,6 +202,12 @@ def test_save_and_load(tmp_path):
     np.savez(path, kept=np.ones(1))
     with pytest.raises(ValueError, match=r"ranks.npz lacks baseline, cold, removed, target, user, so it is no file of ranks"):
         Ranks.load(path)
+    small().save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:200], whole[:-30], b"", b"none"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"ranks.npz is damaged \(.*\); rank the system again \(jaxrec eval\)"):
+            Ranks.load(path)
 
 
 def test_ranks_without_sense_are_refused():

@@ -11,7 +11,7 @@ from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.data.sequences import Sequences
 from jaxrec.experiment import Evaluator, Experiment
 from jaxrec.methods.sequential.sasrec import SASRec
-from jaxrec.stages.runs import Trained
+from jaxrec.stages.runs import Trained, load_run
 
 FAILURES: list[int] = []
 
@@ -48,3 +48,10 @@ def test_a_training_that_failed_goes_on_where_it_was_saved(tmp_path, monkeypatch
     assert Trained(EXPERIMENT).get()
     assert "continuing at step 2" in capfd.readouterr().err
     assert not list(tmp_path.glob("*.run"))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"steps": 6', b"[]", b"\xff"])
+def test_a_damaged_record_of_the_configuration_is_named(content, tmp_path):
+    (tmp_path / "experiment.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"experiment\.json is damaged: .*remove the file and run that training command again"):
+        load_run(EXPERIMENT, tmp_path)

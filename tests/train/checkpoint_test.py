@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(path, uninterrupted, tmp_pat
     process = start(path, tmp_path, FULL_DISK=str(tmp_path / "checkpoints" / "5"), JAX_ENABLE_COMPILATION_CACHE="0")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
+    assert "ERROR" not in said  # what the threads of orbax would log
     assert "could not be written to" in said and "is intact. Free some disk space and run the same command again" in said
     survivor = int(said.split("the checkpoint of step ")[-1].split()[0])
     assert newest(load(path), tmp_path)[0]["step"] == survivor > 0
@@ -176,6 +178,70 @@ def test_the_latest_two_states_are_kept(tmp_path):
     checkpoints.wait()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == ["2", "3"] and checkpoints.latest_step() == 3
     checkpoints.close()
+
+
+def saved(workdir, *steps, best=None):
+    """Checkpoints of `steps`, and the best parameters of one of them."""
+    checkpoints = Checkpoints(workdir)
+    for step in steps:
+        checkpoints.save(State(jnp.asarray(step, jnp.int32), {"a": jnp.full(2, step)}, ()), {"step": step})
+    if best is not None:
+        checkpoints.save_best({"a": jnp.full(2, best)}, best)
+    checkpoints.close()
+
+
+def test_the_best_parameters_that_cannot_be_written_are_reported_like_a_checkpoint(tmp_path, monkeypatch):
+    saved(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jaxrec.train.checkpoint.save_params", full)
+    expected = r"the best parameters, of step 4, could not be written to .* \(\[Errno 28\] No space left on device\); the checkpoint of step 3 is intact"
+    with pytest.raises(OSError, match=expected):
+        checkpoints.save_best({"a": jnp.ones(2)}, 4)
+    checkpoints.close()
+
+
+def test_ranks_go_when_the_parameters_they_are_of_do(tmp_path):
+    ranks = tmp_path / "ranks_test.npz"
+    ranks.touch()
+    saved(tmp_path, 1)
+    assert not ranks.exists()
+    saved(tmp_path, best=1)
+    ranks.touch()
+    saved(tmp_path, 2)  # the best ones stay
+    assert ranks.exists()
+    saved(tmp_path, best=2)
+    assert not ranks.exists()
+
+
+def truncate(folder):
+    """Cuts the file that lists the arrays of a checkpoint."""
+    (path,) = folder.glob("*/_METADATA")
+    os.truncate(path, 20)
+
+
+def test_a_damaged_checkpoint_is_named_with_what_is_left(tmp_path):
+    saved(tmp_path, 1, 2, best=2)
+    truncate(tmp_path / "best" / "2")
+    with pytest.raises(ValueError, match=r"the checkpoint .*best/2 cannot be read; the checkpoint of step 2 is left: remove .*best/2, and it takes its place"):
+        read_params(tmp_path)
+    shutil.rmtree(tmp_path / "best" / "2")
+    truncate(tmp_path / "checkpoints" / "2")
+    expected = (
+        r"the checkpoint .*checkpoints/2 cannot be read; the checkpoint of step 1 is left: remove .*checkpoints/2, and it takes its place\. JSONDecodeError: "
+    )
+    abstract = State(jax.ShapeDtypeStruct((), jnp.int32), {"a": jax.ShapeDtypeStruct((2,), jnp.int32)}, ())
+    for read in (lambda: read_params(tmp_path), lambda: Checkpoints(tmp_path).restore(abstract)):
+        with pytest.raises(ValueError, match=expected):
+            read()
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    assert read_params(tmp_path)[1] == 1 and Checkpoints(tmp_path).restore(abstract)[0].step == 1
+    truncate(tmp_path / "checkpoints" / "1")
+    with pytest.raises(ValueError, match=r"checkpoints/1 cannot be read; there is no older one: train again in another workdir"):
+        read_params(tmp_path)
 
 
 def test_starting_from_another_run_replaces_what_the_prefix_names(tmp_path):

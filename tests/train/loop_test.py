@@ -21,6 +21,8 @@ from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.data.sequences import Sequences
 from jaxrec.experiment import Evaluator, Experiment
 from jaxrec.methods.sequential.sasrec import SASRec
+from jaxrec.nn.features import Feature
+from jaxrec.optimizer import Adam
 from jaxrec.param import flatten
 from jaxrec.sharding import TABLES, Layout
 from jaxrec.train.checkpoint import Checkpoints, read_params
@@ -89,14 +91,15 @@ def test_a_run_reports_saves_and_learns(finished, capsys):
     assert [row["step"] for row in reported] == [4, 8, 12]
     assert all(row.keys() == {"step", "seconds", "histories_per_second", "loss"} and row["histories_per_second"] > 0 for row in reported)
     assert reported[-1]["loss"] == result["loss"] < reported[0]["loss"]
-    assert state_of(SMALL, workdir)[1] == {"best": None, "best_step": 0, "stale": 0, "metric": "", "data": {"next_index": 12}}
+    values = {"loss": result["loss"]}
+    assert state_of(SMALL, workdir)[1] == {"best": None, "best_step": 0, "stale": 0, "metric": "", "values": values, "data": {"next_index": 12}}
 
 
 def test_the_same_command_finishes_at_once_when_done(finished, monkeypatch):
-    _, workdir = finished
+    result, workdir = finished
     before = (workdir / "metrics.jsonl").read_text()
     monkeypatch.setattr("jaxrec.train.step.update", lambda *_, **__: pytest.fail("a finished run makes no step"))
-    assert train(SMALL, workdir) == {"step": 12}
+    assert train(SMALL, workdir) == result and set(result) == {"loss", "step"}
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
@@ -131,7 +134,7 @@ def test_off_the_main_thread_signals_are_left_alone(finished):
     thread = threading.Thread(target=lambda: results.append(train(SMALL, finished[1])))
     thread.start()
     thread.join()
-    assert results == [{"step": 12}]
+    assert results == [finished[0]]
 
 
 def test_what_is_no_number_is_never_the_best():
@@ -152,12 +155,11 @@ def test_early_stopping_keeps_the_best_and_stays_stopped(tmp_path, capsys):
     two_steps = dataclasses.replace(SMALL, evals=(Scripted(),), eval_every=2, patience=1)  # the schedule is that of twelve steps
     train(two_steps, tmp_path / "other")
     assert_same(best, read_params(tmp_path / "other")[0])
-    again = train(experiment, tmp_path)
-    assert (again["step"], again["best_score"], again["best_step"]) == (4, 0.5, 2)
+    assert train(experiment, tmp_path) == result
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    broken = dataclasses.replace(SMALL, optimizer=dataclasses.replace(SMALL.optimizer, peak=1e38, warmup=0.5), steps=60, log_every=3, save_every=1)
+    broken = dataclasses.replace(SMALL, optimizer=dataclasses.replace(SMALL.optimizer, peak=1e15, warmup=0.5), steps=60, log_every=3, save_every=1)
     with pytest.raises(FloatingPointError) as caught:
         train(broken, tmp_path)
     message = str(caught.value)
@@ -168,6 +170,66 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     assert "Lower optimizer.peak" in message and good <= step
     state, _ = state_of(broken, tmp_path)
     assert state["step"] == good
+
+
+@dataclass(frozen=True)
+class Cracked(Adam):
+    """A learning rate that is no number at one step: that step's loss is finite, and all parameters after it are broken."""
+
+    at: int = 0
+
+    def schedule(self, steps):
+        return lambda step: jnp.where(step == self.at, jnp.nan, 1e-3)
+
+
+def test_an_update_that_is_not_finite_stops_the_run_before_it_is_evaluated_and_kept(tmp_path):
+    evaluated = Scripted(act=lambda params: evaluated.__dict__.setdefault("seen", []).append(params))
+    broken = dataclasses.replace(SMALL, optimizer=Cracked(at=11), evals=(evaluated,), eval_every=4)
+    with pytest.raises(FloatingPointError) as caught:
+        train(broken, tmp_path)
+    rows = ", ".join(map(str, broken.data.batches().indices(11)))
+    loss = str(caught.value).split("though its loss is ")[1].split(",")[0]
+    assert str(caught.value).startswith(f"experiment: the state after step 11 is not finite, though its loss is {loss}, on rows [{rows}]. ")
+    assert np.isfinite(float(loss)) and "The checkpoint of step 8 is good." in str(caught.value) and "start in another workdir" in str(caught.value)
+    assert len(evaluated.__dict__["seen"]) == 2
+    state, _ = state_of(broken, tmp_path)
+    assert state["step"] == 8 and all(np.isfinite(leaf).all() for leaf in state.values())
+    assert read_params(tmp_path)[1] == 4
+    assert all("finite" not in line for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+@dataclass(frozen=True)
+class Kinked(SASRec):
+    """With a term whose value is 0 and whose gradient is 0 / 0."""
+
+    def loss(self, params, batch, key):
+        found = super().loss(params, batch, key)
+        return found.replace(terms={**found.terms, "kink": (jnp.sqrt(0 * params.norm.scale.sum()), jnp.ones(()))})
+
+
+def test_a_configuration_that_left_no_checkpoint_does_not_hold_its_workdir(tmp_path):
+    kinked = Kinked(**{f.name: getattr(SMALL.method, f.name) for f in dataclasses.fields(SMALL.method)})
+    with pytest.raises(FloatingPointError, match=r"the state after step 0 is not finite, though.*No checkpoint was saved yet\. .* then start again\."):
+        train(dataclasses.replace(SMALL, method=kinked, steps=1), tmp_path)
+    with pytest.raises(ValueError, match="dropout=1.5 must be at least 0 and below 1"):
+        train(dataclasses.replace(SMALL, method=dataclasses.replace(SMALL.method, dropout=1.5)), tmp_path)
+    two = dataclasses.replace(SMALL, steps=2)
+    assert train(two, tmp_path)["step"] == 2
+    with pytest.raises(ValueError, match="holds another run; these fields differ:\n  steps: 2 -> 12"):
+        train(SMALL, tmp_path)
+    (tmp_path / "experiment.json").write_text('{"steps"')
+    with pytest.raises(ValueError, match=r"experiment.json is damaged: .*remove the file and run that training command again, which writes it anew"):
+        train(two, tmp_path)
+    (tmp_path / "experiment.json").unlink()
+    assert train(two, tmp_path)["step"] == 2
+
+
+def test_an_evaluation_that_fails_says_at_which_step(tmp_path):
+    def fail(_):
+        raise ValueError("7 of 9 scores are NaN")
+
+    with pytest.raises(ValueError, match="experiment, evaluated after 2 steps: 7 of 9 scores are NaN"):
+        train(dataclasses.replace(SMALL, steps=2, evals=(Scripted(act=fail),)), tmp_path)
 
 
 def test_a_workdir_belongs_to_one_configuration(finished, capsys):
@@ -245,6 +307,35 @@ def test_a_run_continues_under_another_layout(way, finished, tmp_path):
     if way == "jit":  # under pmap the devices draw their own dropout
         for name, leaf in state_of(SMALL, finished[1])[0].items():
             np.testing.assert_allclose(state[name], leaf, rtol=0, atol=1e-5, err_msg=name)
+
+
+@dataclass(frozen=True)
+class Start(Artifact):
+    """Parameters of another run."""
+
+    def build(self, folder):
+        np.savez(folder / "params.npz", **{"norm.scale": np.full(16, 0.5, np.float32)})
+
+    def load(self, folder):
+        with np.load(folder / "params.npz") as file:
+            return dict(file)
+
+
+def test_pmap_trains_with_features_tables_and_starts_like_jit(tmp_path):
+    method = SASRec(dim=16, layers=1, dropout=0.0, loss_name="softmax", features=(Feature("price", kind="numeric"),))
+    stop = Scripted(when=0, act=lambda _: signal.raise_signal(signal.SIGTERM))
+    plain = dataclasses.replace(SMALL, method=method, init_from={"": Start()}, steps=4, eval_every=2, log_every=1)
+    mapped = dataclasses.replace(plain, layout=Layout(compile="pmap"), evals=(stop,))
+    with pytest.raises(KeyboardInterrupt):
+        train(mapped, tmp_path / "pmap")
+    result = train(dataclasses.replace(plain, evals=(Scripted(),)), tmp_path / "jit")
+    assert train(mapped, tmp_path / "pmap") == pytest.approx(result, rel=1e-5)  # from step 3
+    expected, found = (state_of(plain, tmp_path / name)[0] for name in ("jit", "pmap"))
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+    assert train(dataclasses.replace(mapped, steps=0), tmp_path / "untrained")["score"] == 0
+    np.testing.assert_array_equal(read_params(tmp_path / "untrained")[0]["norm.scale"], Start().get()["norm.scale"])
 
 
 def test_bursts_end_at_every_report_evaluation_and_save():

@@ -20,7 +20,7 @@ from jaxrec.method import Loss, Method, Settler
 from jaxrec.methods.sequential.sasrec import SASRec
 from jaxrec.param import Param, flatten, zeros
 from jaxrec.sharding import FSDP, TABLES, Layout
-from jaxrec.train.step import initial_state, make_runner, update
+from jaxrec.train.step import initial_state, is_finite, make_runner, update
 
 MODEL = SASRec(items=50, length=8, dim=16, layers=1, heads=2, dropout=0.0, loss_name="softmax")
 NOISY = dataclasses.replace(MODEL, dropout=0.3, loss_name="sampled_softmax", negatives=16)
@@ -147,6 +147,17 @@ class Reviver(TwoTerms, Settler):
 
     def settle(self, params, stats, batch, key):
         return {**params, "frozen": jnp.stack([stats["sum"], jax.random.choice(key, batch["x"])])}
+
+
+def test_a_state_is_finite_if_all_that_training_changes_is():
+    state = initial_state(TwoTerms(), optax.adam(1e-3), jax.random.key(0))
+    assert is_finite(TwoTerms(), state)
+    (adam, rest), params = state.optimizer, state.params
+    moment = adam._replace(mu={**adam.mu, "w": jnp.asarray(jnp.nan)})
+    assert not is_finite(TwoTerms(), state.replace(optimizer=(moment, rest)))
+    assert not is_finite(TwoTerms(), state.replace(params={**params, "w": jnp.asarray(-jnp.inf)}))
+    frozen = state.replace(params={**params, "frozen": jnp.asarray([0, -jnp.inf])})
+    assert is_finite(TwoTerms(), frozen) and not is_finite(Reviver(), frozen)  # a settler changes those too
 
 
 def test_settling_sees_the_whole_batch_on_every_device_of_pmap():
