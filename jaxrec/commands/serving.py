@@ -73,7 +73,8 @@ def _search(options: argparse.Namespace) -> None:
         say("nothing is left to find: --allow and --deny leave no document")
     for place, answer in enumerate(answers, 1):
         text = " ".join(answer.text.split())
-        print(f"{place:3}  {answer.score:8.4f}  {answer.title or answer.document}\n     {text[:150]}{'...' if len(text) > 150 else ''}")
+        print(f"{place:3}  {answer.score:8.4f}  {answer.document}" + (f"  {answer.title}" if answer.title else ""))
+        print(f"     {text[:150]}{'...' if len(text) > 150 else ''}")
 
 
 def _lists(options: argparse.Namespace) -> dict[str, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class TokenizedCollection(Artifact):
     tokenizer: Tokenizer
     query_length: int
     document_length: int
+
+    version: ClassVar[int] = 2
 
     def build(self, folder: Path) -> None:
         collection, tokenizer, frame = self.source.get(), self.tokenizer.get(), self.tokenizer.frame()

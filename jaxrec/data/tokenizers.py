@@ -135,6 +135,7 @@ def open_tokenizer(path: Path) -> HfTokenizer:
         raise ValueError(f"{path} is no tokenizer ({error}); take the tokenizer.json that was published with the model") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # a text that holds "[PAD]" speaks of it, and does not end there
     return tokenizer
 
 

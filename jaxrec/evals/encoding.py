@@ -53,7 +53,8 @@ def encode(system: Encoder, params: Tree, tokens: np.ndarray, kind: Literal["que
     Documents are encoded shortest first, so that neighbours need the same padding; queries as long as they are, for their padding may be filled up.
     """
     params = jax.device_put(params)
-    lengths = (tokens != pad).sum(axis=1) if kind == "document" else np.full(len(tokens), tokens.shape[1])
+    places = np.arange(1, tokens.shape[1] + 1)
+    lengths = np.where(tokens != pad, places, 0).max(axis=1, initial=0) if kind == "document" else np.full(len(tokens), tokens.shape[1])
     order = np.argsort(lengths, kind="stable")
     found: list[Any] = [None] * len(tokens)
     began = said = time.perf_counter()

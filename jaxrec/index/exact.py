@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrec.artifact import replacing
-from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, write_header
+from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_filter, checked_ids, checked_vectors, read_header, write_header
 
 QUERIES, BLOCK = 256, 16_384  # at most 16 MiB of scores at a time
 NOTHING = -1  # the id of a place that no candidate takes
@@ -60,7 +60,7 @@ class ExactIndex(Index):
         check_k(k, len(self))
         queries = checked_vectors(queries, None, self._vectors.shape[1], "queries")  # [B, D]
         exclude = checked_exclude(exclude, len(queries))  # [B, S]
-        rows = None if filter is None else np.flatnonzero(np.isin(self._ids, np.asarray(filter)))
+        rows = None if filter is None else np.flatnonzero(np.isin(self._ids, checked_filter(filter)))
         ids, scores = np.full((len(queries), k), NOTHING, np.int64), np.full((len(queries), k), -np.inf, np.float32)
         for begin in range(0, len(queries), QUERIES):
             some = slice(begin, begin + QUERIES)
@@ -85,6 +85,8 @@ class ExactIndex(Index):
         """The index of two .npy files, ascending ids and their vectors, which are memory-mapped and not read."""
         index = cls()
         index._ids, index._vectors = np.load(ids, mmap_mode="r", allow_pickle=False), np.load(vectors, mmap_mode="r", allow_pickle=False)
+        if index._vectors.ndim != 2 or index._ids.shape != index._vectors.shape[:1]:
+            raise ValueError(f"{ids} has {index._ids.shape} and {vectors} {index._vectors.shape}: they are not of one index; build it again")
         return index
 
     def _search(self, queries: np.ndarray, k: int, rows: np.ndarray | None, exclude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

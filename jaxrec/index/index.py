@@ -86,11 +86,13 @@ def read_header(folder: Path, kind: str) -> dict[str, Any]:
     """
     if not (folder / HEADER).is_file():
         raise FileNotFoundError(f"{folder} holds no index (it has no {HEADER}); make one with {kind}.save")
-    header = json.loads((folder / HEADER).read_text())
-    if (header["index"], header["schema"]) != (kind, SCHEMA):
-        raise ValueError(
-            f"{folder} holds {header['index']} of schema {header['schema']}, not {kind} of schema {SCHEMA}; load it with its own class, or build it again"
-        )
+    try:
+        header = json.loads((folder / HEADER).read_text())
+        held, schema = header["index"], header["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder} is not whole: its {HEADER} is damaged ({type(error).__name__}: {error}); build the index again") from None
+    if (held, schema) != (kind, SCHEMA):
+        raise ValueError(f"{folder} holds {held} of schema {schema}, not {kind} of schema {SCHEMA}; load it with its own class, or build it again")
     return header
 
 
@@ -116,6 +118,14 @@ def checked_vectors(vectors: ArrayLike, rows: int | None, dim: int | None, what:
     return array
 
 
+def checked_filter(ids: Any) -> np.ndarray:
+    """[S] int64 ids of a list or a set; raises ValueError for what is none, a mask of booleans above all."""
+    given = np.asarray(list(ids) if isinstance(ids, set | frozenset) else ids)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise ValueError(f"filter must be a list of ids, got {given.dtype} of shape {list(given.shape)}; of a mask give the ids where it is True")
+    return given.astype(np.int64)
+
+
 def checked_exclude(exclude: ArrayLike | None, queries: int) -> np.ndarray:
     """[B, S] int64 ids, S = 0 for None; raises ValueError."""
     if exclude is None:
@@ -128,6 +138,8 @@ def checked_exclude(exclude: ArrayLike | None, queries: int) -> np.ndarray:
 
 def check_k(k: int, items: int) -> None:
     """Raises ValueError unless 1 <= k <= items."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise ValueError(f"k={k!r} is no number of answers; ask for a whole one")
     if k < 1:
         raise ValueError(f"k={k} asks for nothing; ask for k >= 1")
     if k > items:

@@ -23,6 +23,7 @@ from jaxrec.evals.encoding import encode
 from jaxrec.experiment import Experiment, describe
 from jaxrec.index import ScannIndex
 from jaxrec.index.multivector import ExactMultiVector, Plaid
+from jaxrec.index.multivector.plaid import NORM
 from jaxrec.index.scann import installed
 from jaxrec.method import Encoder, Generator
 from jaxrec.param import Tree, flatten
@@ -74,7 +75,7 @@ def export(experiment: Experiment, params: Tree, step: int, folder: Path, *, met
 
 
 def export_search(experiment: Experiment, params: Tree, step: int, folder: Path, *, metrics: Mapping[str, float] | None = None) -> None:
-    """As `export`, of an `Encoder` of texts: a `SearchBundle`. Up to `EXACT` documents are searched exactly, more through centroids."""
+    """As `export`, of an `Encoder` of texts: a `SearchBundle`. Up to `EXACT` documents are searched exactly, more of unit vectors through centroids."""
     method, data = experiment.method, experiment.data
     assert isinstance(data, Passages)
     if not isinstance(method, Encoder):
@@ -83,7 +84,11 @@ def export_search(experiment: Experiment, params: Tree, step: int, folder: Path,
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     documents = encode(method, params, data.tokens()["documents"], "document", pad=data.info()["pad"])
     encoder = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves.values())).hexdigest()[:16]
-    engine = ExactMultiVector(fingerprint=encoder) if len(documents) <= EXACT else Plaid(fingerprint=encoder)
+    if len(documents) <= EXACT:
+        engine = ExactMultiVector(fingerprint=encoder)
+    else:  # Plaid keeps directions alone
+        unit = np.allclose(np.linalg.norm(documents.values, axis=1), 1, atol=NORM)
+        engine = Plaid(fingerprint=encoder) if unit else ExactMultiVector(storage="float16", fingerprint=encoder)
     engine.add(np.arange(len(documents)), documents.values, np.diff(documents.offsets))
     with replacing(folder, MANIFEST, "a bundle") as partial:
         programs = write_retriever(partial, method, leaves, data.query_length)

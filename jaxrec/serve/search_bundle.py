@@ -101,6 +101,8 @@ class SearchBundle:
         Raises:
           ValueError: an empty query, an unknown id, or more documents asked for than there are; names them and what to do.
         """
+        if not len(texts):
+            return []
         filtered = None if allow is None and deny is None else np.setdiff1d(self._rows(allow), self._rows(deny or []))
         values, mask = self.encode(texts)
         rows, scores = self._index.search(values, k, mask=mask, filter=filtered)

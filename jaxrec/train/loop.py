@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrec.artifact import locked, write_atomically
+from jaxrec.artifact import locked, say, write_atomically
 from jaxrec.experiment import Experiment, changes, identify
 from jaxrec.method import Starter
 from jaxrec.param import Tree, count
@@ -163,11 +163,23 @@ def begin(experiment: Experiment, runner: Runner, tables: dict[str, np.ndarray],
     if not (tables or experiment.init_from or isinstance(experiment.method, Starter)):
         return state
     params = start_from(fill(runner.read(state).params, tables), experiment.init_from)
+    for prefix, at in experiment.init_from.items():
+        if isinstance(at, str) and (other := other_tables(experiment, prefix, Path(at))):
+            say(f"note: {at} learned with other {', '.join(other)} than are used here; what stands for a code or an item there may not do so here")
     if isinstance(experiment.method, Starter):
         whole = dataclasses.replace(batches, process=0, processes=1)  # every process must start from the same data
         some = (whole[number] for number in range(-(-whole.rows // whole.size)))
         params = experiment.method.start(params, some, jax.random.key(experiment.seed))
     return runner.place(dataclasses.replace(runner.read(state), params=params))
+
+
+def other_tables(experiment: Experiment, prefix: str, workdir: Path) -> list[str]:
+    """The tables (semantic IDs, text vectors) below `prefix` that a run had under the same name and with another content."""
+    if not (workdir / "experiment.json").exists():
+        return []
+    theirs = read_identity(workdir).get("content", {}).get("tables", {})
+    own = {name.removeprefix(f"{prefix}."): table.fingerprint() for name, table in experiment.tables.items() if not prefix or name.startswith(f"{prefix}.")}
+    return [name for name, fingerprint in own.items() if theirs.get(name, fingerprint) != fingerprint]
 
 
 def claim(experiment: Experiment, workdir: Path) -> None:

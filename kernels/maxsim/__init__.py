@@ -42,13 +42,16 @@ def maxsim(
     _check(queries, documents, ("documents", "[C, M, D]", 3))
     query_mask = mask_of(query_mask, queries, "query_mask")
     document_mask = mask_of(document_mask, documents, "document_mask")
+    exists = document_mask.any(axis=1)
+    if _hollow(queries, documents):
+        return _of_nothing(exists, queries)
     name = dispatch.choose(backend, IMPLEMENTATIONS)
     if name == "reference":  # jax's derivative, too
         scores: Any = reference.dense(queries, documents, query_mask, document_mask)
     else:
         own = functools.partial(_dense, name)
         scores = dispatch.by_rows(own, (queries, documents, query_mask, document_mask), split=(True, False, True, False))
-    return jnp.where(document_mask.any(axis=1)[None, :], scores, -jnp.inf)
+    return jnp.where(exists[None, :], scores, -jnp.inf)
 
 
 def maxsim_ragged(queries: Array, tokens: Array, offsets: Array, query_mask: Array | None = None, *, backend: dispatch.Backend = "auto") -> Array:
@@ -63,13 +66,26 @@ def maxsim_ragged(queries: Array, tokens: Array, offsets: Array, query_mask: Arr
     _check(queries, tokens, ("tokens", "[T, D]", 2))
     check_offsets(offsets)
     query_mask = mask_of(query_mask, queries, "query_mask")
+    exists = offsets[1:] > offsets[:-1]
+    if _hollow(queries, tokens) or len(offsets) == 1:
+        return _of_nothing(exists, queries)
     owner = owners(offsets, len(tokens))
     name, documents = dispatch.choose(backend, IMPLEMENTATIONS), len(offsets) - 1
     if name == "reference":
         scores: Any = reference.ragged(queries, tokens, owner, query_mask, documents)
     else:
         scores = dispatch.by_rows(functools.partial(_ragged, name, documents), (queries, tokens, owner, query_mask), split=(True, False, False, True))
-    return jnp.where((offsets[1:] > offsets[:-1])[None, :], scores, -jnp.inf)
+    return jnp.where(exists[None, :], scores, -jnp.inf)
+
+
+def _hollow(*arrays: Array) -> bool:
+    """Whether an axis is empty; one whose size is a symbol is not."""
+    return any(isinstance(size, int) and not size for array in arrays for size in array.shape)
+
+
+def _of_nothing(exists: Array, queries: Array) -> Array:
+    """Scores [B, C] where there is nothing to multiply: 0, and -inf of documents that do not exist [C]."""
+    return jnp.broadcast_to(jnp.where(exists[None, :], 0.0, -jnp.inf), (queries.shape[0], exists.shape[0]))
 
 
 def owners(offsets: Array, tokens: int) -> Array:

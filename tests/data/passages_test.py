@@ -39,6 +39,13 @@ def test_tokens_are_marked_cut_and_padded():
         tokenize(tokenizer, [text], 3, "query")
 
 
+def test_a_text_may_speak_of_special_tokens():
+    ids, _ = tokenize(DATA.tokenizer.get(), ["[PAD] [MASK] [unused1]"], 40, "document")
+    special = {DATA.tokenizer.get().token_to_id(token) for token in ("[PAD]", "[MASK]")}
+    text = ids[0][2 : int((ids[0] != DATA.info()["pad"]).nonzero()[0].max())]
+    assert len(text) and not special & {*text.tolist()}
+
+
 def test_a_frame_has_tokens_and_words_around_a_text():
     tokenizer = DATA.tokenizer.get()
     words = SOURCE.get().texts[0].split()

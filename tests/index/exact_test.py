@@ -67,6 +67,11 @@ def test_too_few_candidates_are_padded():
     ids, scores = index.search([[1, 2, 3], [3, 2, 1]], 3, exclude=[[3, 1], [-1, -1]])
     assert ids.tolist() == [[2, -1, -1], [1, 2, 3]]
     assert scores.tolist() == [[2, -np.inf, -np.inf], [3, 2, 1]]
+    for wrong in ([True], [1.5], ["1"]):
+        with pytest.raises(ValueError, match="filter must be a list of ids, got"):
+            index.search([[1, 2, 3]], 1, filter=wrong)
+    with pytest.raises(ValueError, match="k=2.0 is no number of answers"):
+        index.search([[1, 2, 3]], 2.0)  # type: ignore[arg-type]
     ids, scores = index.search([[1, 2, 3]], 2, filter=[])
     assert ids.tolist() == [[-1, -1]]
     assert np.isneginf(scores).all()

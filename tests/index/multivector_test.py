@@ -108,6 +108,10 @@ class TestContract:
         found, _ = index.search(queries, 10, filter=many)
         assert np.isin(found, many).all()
         assert recall(found, naive(ids, documents, queries, 10, set(many.tolist()))[0]) >= self.least(name)
+        np.testing.assert_array_equal(index.search(queries, 8, filter={int(one) for one in few})[0], index.search(queries, 8, filter=few)[0])
+        for wrong in (np.isin(np.arange(len(index)), few), [1.5], ["1"], [[1]]):
+            with pytest.raises(ValueError, match="filter must be a list of ids, got"):
+                index.search(queries, 2, filter=wrong)
         found, scores = index.search(queries, 2, filter=[])
         assert (found == -1).all() and np.isneginf(scores).all()
 
@@ -222,6 +226,13 @@ class TestContract:
         np.save(largest, np.zeros(3))
         with pytest.raises(ValueError, match=rf"is not whole: {largest.name} holds float64 of \[3\]"):
             engine.load(folder)
+        for damaged, message in (
+            ("", "is not whole: its index.json is damaged"),
+            (json.dumps({"index": engine.__name__, "schema": 1}), "index.json lacks dim"),
+        ):
+            (folder / "index.json").write_text(damaged)
+            with pytest.raises(ValueError, match=message):
+                engine.load(folder)
         (folder / "index.json").write_text(json.dumps({"index": "ExactIndex", "schema": 1}))
         with pytest.raises(ValueError, match=f"holds ExactIndex of schema 1, not {engine.__name__}"):
             engine.load(folder)

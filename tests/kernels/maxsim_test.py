@@ -209,3 +209,16 @@ def test_the_tpu_kernels_have_no_races(monkeypatch, capfd):
     dense = jax.jit(functools.partial(maxsim, backend="tpu"))(queries, documents, query_mask, document_mask)
     np.testing.assert_allclose(dense, maxsim(queries, documents, query_mask, document_mask, backend="reference"), rtol=1e-5, atol=1e-5)
     assert "race" not in "".join(capfd.readouterr()).lower()
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+@pytest.mark.parametrize(("B", "N", "C", "M", "D"), [(2, 4, 3, 0, 8), (2, 4, 0, 5, 8), (0, 4, 3, 5, 8), (2, 0, 3, 5, 8), (2, 4, 3, 5, 0)])
+def test_an_empty_axis_is_no_error(backend, B, N, C, M, D):
+    queries, documents = jnp.ones((B, N, D)), jnp.ones((C, M, D))
+    offsets = jnp.arange(C + 1) * M
+    for score, others in ((maxsim, (documents,)), (maxsim_ragged, (documents.reshape(C * M, D), offsets))):
+        scores = score(queries, *others, backend=backend)
+        np.testing.assert_array_equal(scores, np.full((B, C), 0.0 if M else -np.inf))
+        gradient = jax.grad(lambda q, d, score=score, rest=others[1:]: jnp.where(jnp.isfinite(s := score(q, d, *rest, backend=backend)), s, 0).sum(), (0, 1))
+        for given, found in zip((queries, others[0]), gradient(queries, others[0]), strict=True):
+            assert found.shape == given.shape and not found.any()

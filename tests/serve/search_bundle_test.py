@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -12,10 +13,11 @@ from jaxrec.data.passages import Passages
 from jaxrec.data.tokenizers import WordPiece
 from jaxrec.evals.document_retrieval import search
 from jaxrec.experiment import Experiment
-from jaxrec.method import FROM_DATA, Method
+from jaxrec.method import FROM_DATA, Method, Vectors
 from jaxrec.methods.late_interaction.colbert import ColBERT
 from jaxrec.nn.bert import BERT
 from jaxrec.param import create
+from jaxrec.serve import export as export_module
 from jaxrec.serve.bundle import Bundle
 from jaxrec.serve.export import export
 from jaxrec.serve.search_bundle import SearchBundle, is_search_bundle
@@ -60,8 +62,30 @@ def test_lists_of_documents(exported):
     assert [answer.document for answer in without] == [answer.document for answer in everyone[2:5]]
 
 
+@dataclass(frozen=True)
+class Stretched(ColBERT):
+    """A ColBERT whose document vectors have another length."""
+
+    length: float = 1.0
+
+    def encode_item(self, params, batch, key=None):
+        vectors = super().encode_item(params, batch, key)
+        return Vectors(self.length * vectors.values, vectors.mask)
+
+
+def test_many_documents_are_searched_through_centroids_if_they_are_directions(monkeypatch, tmp_path):
+    monkeypatch.setattr(export_module, "EXACT", 10)
+    for length, engine in ((1.0, "Plaid"), (2.0, "ExactMultiVector")):
+        experiment = dataclasses.replace(EXPERIMENT, method=Stretched(encoder=ENCODER, dim=8, length=length)).resolve()
+        params = jax.jit(lambda key, method=experiment.method: create(method.spec(), key))(jax.random.key(0))
+        export(experiment, params, 0, tmp_path / engine)
+        bundle = SearchBundle.open(tmp_path / engine)
+        assert bundle.manifest["engine"] == engine and len(bundle.search(["ba be"], 3)[0]) == 3
+
+
 def test_bad_questions_are_refused(exported):
     bundle = SearchBundle.open(exported[0])
+    assert bundle.search([], 3) == []
     with pytest.raises(ValueError, match="query 1 has no text"):
         bundle.search(["ba", " "], 3)
     with pytest.raises(ValueError, match="the queries are the text 'ba'; give a list"):

@@ -271,7 +271,7 @@ class FrozenItems(SASRec):
         return spec.replace(item=spec.item.replace(table=table))
 
 
-def test_tables_are_filled_stay_and_are_not_stored(tmp_path):
+def test_tables_are_filled_stay_and_are_not_stored(tmp_path, capsys):
     method = FrozenItems(**{f.name: getattr(SMALL.method, f.name) for f in dataclasses.fields(SMALL.method)})
     seen = []
 
@@ -289,6 +289,12 @@ def test_tables_are_filled_stay_and_are_not_stored(tmp_path):
         np.testing.assert_array_equal(table, Table().get())
     stored, _ = read_params(tmp_path)
     assert "item.table" not in stored and "norm.scale" in stored
+    capsys.readouterr()
+    started = dataclasses.replace(experiment, init_from={"": str(tmp_path)}, steps=1, evals=())
+    train(started, tmp_path / "same")
+    assert "note:" not in capsys.readouterr().err
+    train(dataclasses.replace(started, tables={"item.table": Table(scale=2.0)}), tmp_path / "other")
+    assert f"note: {tmp_path} learned with other item.table than are used here" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"the model has no parameter 'item.tabel' to fill; it has item.table"):
         train(dataclasses.replace(experiment, tables={"item.tabel": Table()}), tmp_path / "a")
     bigger = dataclasses.replace(method, dim=32)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from jaxrec.artifact import replacing
 from jaxrec.index.exact import NOTHING, best
-from jaxrec.index.index import HEADER, check_k, checked_ids, read_header, write_header
+from jaxrec.index.index import HEADER, check_k, checked_filter, checked_ids, read_header, write_header
 from jaxrec.index.multivector.packed import Packed, checked_documents, checked_queries
 
 Vectors = Sequence[ArrayLike] | ArrayLike  # a list of [n, D] arrays, or an array
@@ -118,7 +118,7 @@ class MultiVectorIndex:
         """
         check_k(k, len(self))
         asked = self._checked(queries, mask)
-        allowed = np.ones(len(self), bool) if filter is None else np.isin(self._ids, np.asarray(filter))
+        allowed = np.ones(len(self), bool) if filter is None else np.isin(self._ids, checked_filter(filter))
         rows, hollow = np.flatnonzero(allowed & (self.lengths > 0)), np.flatnonzero(allowed & (self.lengths == 0))
         ids, scores = np.full((len(asked), k), NOTHING, np.int64), np.full((len(asked), k), -np.inf, np.float32)
         count = min(k, len(rows))
@@ -186,6 +186,8 @@ class MultiVectorIndex:
           FileNotFoundError, ValueError: no index, one of another kind or of another encoder, or a folder that is not whole.
         """
         header = read_header(Path(path), cls.__name__)
+        if missing := [name for name in ("dim", "fingerprint", "learned", "options", "arrays") if name not in header]:
+            raise ValueError(f"{path} is not whole: its {HEADER} lacks {', '.join(missing)}; build the index again")
         if fingerprint is not None and header["fingerprint"] != fingerprint:
             raise ValueError(f"{path} was built from encoder {header['fingerprint']!r}, not {fingerprint!r}; search it with its own encoder, or build it again")
         index = cls(fingerprint=header["fingerprint"], **header["options"])
