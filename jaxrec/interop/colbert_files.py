@@ -45,6 +45,9 @@ SPECIAL = {"pad": ("[PAD]", "<pad>"), "unk": ("[UNK]", "<unk>"), "cls": ("[CLS]"
 """The special tokens, as BERT and ModernBERT call them and as RoBERTa does."""
 
 
+EXPECTED = {int: "a whole number", str: "a text", tuple: "a list of texts"}
+
+
 @dataclass(frozen=True)
 class Settings:
     """How texts become word pieces, and which of these are compared.
@@ -64,6 +67,10 @@ class Settings:
     skipped: tuple[str, ...] = PUNCTUATION
 
     def __post_init__(self):
+        for name, kind in (("query_length", int), ("document_length", int), ("query_mark", str), ("document_mark", str), ("skipped", tuple)):
+            value = getattr(self, name)
+            if not isinstance(value, kind) or not all(isinstance(piece, str) for piece in (value if isinstance(value, tuple) else ())):
+                raise ValueError(f"{name}={value!r} in the settings of the checkpoint; {EXPECTED[kind]} is expected")
         if self.query_length < 4 or self.document_length < 4:
             raise ValueError(f"query_length={self.query_length} and document_length={self.document_length} must be at least 4: three pieces are special ones")
 
@@ -96,7 +103,9 @@ class ColBERTCheckpoint:
         for kind, mark in (("query", self.settings.query_mark), ("document", self.settings.document_mark)):
             if tokenizer.token_to_id(mark) is None:
                 raise ValueError(f"the tokenizer has no word piece {mark!r}, the mark of a {kind}; take the {TOKENIZER} that was published with the model")
-        if (pieces := tokenizer.get_vocab_size()) > (rows := self.config.get("vocab_size", 0)):
+        rows = self.config.get("vocab_size", 0)
+        pieces = tokenizer.get_vocab_size()
+        if not isinstance(rows, int) or pieces > rows:
             raise ValueError(f"the tokenizer has {pieces} word pieces and config.json says vocab_size={rows}; take the {TOKENIZER} of this very model")
 
     @property
@@ -287,8 +296,9 @@ def _read_pylate(folder: Path) -> ColBERTCheckpoint:
     _refuse(PYLATE, given, attend_to_expansion_tokens=(False,), similarity_fn_name=("MaxSim", "maxsim", "cosine"), default_prompt_name=(None,))
     if (texts := encoder / SENTENCES).is_file():
         _refuse(SENTENCES, read_json(texts), do_lower_case=(False,))
-    if prompted := [name for name, text in (given.get("prompts") or {}).items() if text]:
-        raise ValueError(f"{PYLATE} has prompts={given['prompts']!r}, text put before every {prompted[0]}, which ColBERT does not do; choose another model")
+    prompts = given.get("prompts") or {}
+    if prompted := [name for name, text in prompts.items() if text] if isinstance(prompts, Mapping) else ["text"]:
+        raise ValueError(f"{PYLATE} has prompts={prompts!r}, text put before every {prompted[0]}, which ColBERT does not do; choose another model")
     projection = _projection(safetensors_files.read(dense), f"{dense.name}/{WEIGHTS}")
     if (wanted := (shape.get("out_features"), shape.get("in_features"))) != projection.shape:
         raise ValueError(f"tensor {LINEAR} has shape {projection.shape}, {dense.name}/config.json asks for {wanted}; are they of one model?")
@@ -299,7 +309,7 @@ def _read_pylate(folder: Path) -> ColBERTCheckpoint:
         "query_mark": given.get("query_prefix") or "[Q] ",  # what PyLate itself takes where nothing is said
         "document_mark": given.get("document_prefix") or "[D] ",
         "augment": given.get("do_query_expansion"),
-        "skipped": None if words is None else tuple(words),
+        "skipped": tuple(words) if isinstance(words, list) else words,
     }
     bert = safetensors_files.read(encoder)
     return ColBERTCheckpoint(safetensors_files.read_config(encoder), bert, projection, _pylate_tokenizer(folder).read_text("utf8"), _settings(settings))

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxrec.nn.attention import AttentionKind
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.nn.positions import Rotary
-from jaxrec.nn.tensors import Source, Tensor, load, unload
+from jaxrec.nn.tensors import Source, Tensor, check_sizes, load, unload
 from jaxrec.param import Tree, flatten
 
 Config = Mapping[str, Any]
@@ -66,7 +66,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What a family's config means where it says nothing."""
 SHARED = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 1e4, "attention_bias": False, "hidden_act": "silu"}
-SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
 NULLS = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 """Entries in which null means none, and not the default."""
 ROTARIES: dict[str, tuple[str, ...]] = {
@@ -93,9 +92,7 @@ def from_config(config: Config) -> LanguageModel:
     config = SHARED | DEFAULTS[family] | said
     if missing := [name for name in FIELDS.values() if name not in config]:
         raise ValueError(f"config.json lacks {', '.join(missing)}; take the one that was published with the weights")
-    sizes = [*SIZES, *(["sliding_window"] if config.get("sliding_window") is not None else [])]
-    if wrong := [f"{name}={config[name]!r}" for name in sizes if name in config and not (type(config[name]) is int and config[name] > 0)]:
-        raise ValueError(f"config.json says {', '.join(wrong)}; whole numbers above 0 are needed: take the one that was published with the weights")
+    check_sizes(config, *([] if config.get("sliding_window") is None else ["sliding_window"]))
     if wrong := [f"{name}={config[name]!r}" for name in ("rope_scaling", "rope_parameters") if not isinstance(config.get(name) or {}, Mapping)]:
         raise ValueError(f"config.json says {', '.join(wrong)}, and an object is needed; take the one that was published with the weights")
     for name in ("mlp_bias", "use_bidirectional_attention"):

@@ -17,6 +17,18 @@ from jax.typing import DTypeLike
 
 from jaxrec.param import Tree, flatten, unflatten
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"),
+    *("max_position_embeddings", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+)
+"""The entries of a `config.json` that say how large something is."""
+
+
+def check_sizes(config: Mapping[str, Any], *more: str) -> None:
+    """Raises ValueError where one of the `SIZES`, or one `more`, is there and no whole number above 0."""
+    if wrong := [f"{name}={config[name]!r}" for name in (*SIZES, *more) if name in config and not (type(config[name]) is int and config[name] > 0)]:
+        raise ValueError(f"config.json says {', '.join(wrong)}; whole numbers above 0 are needed: take the one that was published with the weights")
+
 
 class Tensor(Protocol):
     """What can be read by slices: an array, or a tensor in a file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -248,3 +249,12 @@ class TestContract:
             with pytest.raises(ValueError, match=message):
                 call(index, eye)
             assert index.ids.tolist() == [1, 2, 3] and index.lengths.tolist() == [5, 11, 1]
+
+
+def test_encodings_of_other_documents_are_refused(tmp_path):
+    for number in (3, 4):
+        Muvera(np.arange(number), list(np.eye(D)[:number, None])).save(tmp_path / str(number))
+    shutil.rmtree(tmp_path / "4" / "encodings")
+    shutil.copytree(tmp_path / "3" / "encodings", tmp_path / "4" / "encodings")
+    with pytest.raises(ValueError, match="4 is not whole: encodings holds the encodings of other documents"):
+        Muvera.load(tmp_path / "4")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from jaxrec.nn import encoders
 from jaxrec.nn.bert import BERT, erf_gelu, pool
 from jaxrec.param import abstract, count, create, flatten, unflatten
 
@@ -218,3 +219,9 @@ def test_roberta_is_bert_whose_positions_begin_behind_those_of_padding(params):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="texts of 17 tokens are longer than the 16 positions"):
         shifted(np.ones((1, 17), np.int32), np.ones((1, 17), np.int32))
+
+
+@pytest.mark.parametrize("wrong", [None, "12", [12], 0, 1.5])
+def test_sizes_of_a_config_are_whole_numbers(wrong):
+    with pytest.raises(ValueError, match="config.json says num_hidden_layers=.*; whole numbers above 0 are needed"):
+        encoders.from_config({**CONFIG, "num_hidden_layers": wrong})

@@ -172,3 +172,5 @@ class Muvera(ExactMultiVector):
 
     def _read(self, folder: Path) -> None:
         self._first = ScannIndex.load(folder / ENCODED)
+        if not np.array_equal(self._first.exact.ids, self._ids[self.lengths > 0]):
+            raise ValueError(f"{folder} is not whole: {ENCODED} holds the encodings of other documents; build the index again")
