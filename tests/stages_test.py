@@ -66,7 +66,7 @@ def test_codes_can_be_declared_categorical(shop):
     source = dataclasses.replace(shop.data.source, categorical=("code",))
     assert shop.data.info()["columns"]["code"]["kind"] == "numeric"
     assert Sequences(source).info()["columns"]["code"] == {"of": "item", "kind": "categorical", "rows": 13, "width": 1, "size": 4}
-    with pytest.raises(ValueError, match="no column colour, named in categorical; it has item, title, brand, price, code"):
+    with pytest.raises(ValueError, match="categorical names colour, and the items and users files have brand, price, code, title"):
         dataclasses.replace(source, categorical=("colour",)).get()
 
 

@@ -164,7 +164,7 @@ def lay_out(options: TokenPrepending, pieces: Sequence[Sequence[int]], text: Seq
     room = length - sum(map(len, pieces))
     kept = _fitting(options, bounds, room)
     if room < 0 or kept == 0 < len(text):
-        around = f"the prompt's {length - room} tokens" + (" and the placeholders of a block" if options.slots else "")
+        around = f"the prompt's {length - room} tokens" + (" and the placeholders of a block" if options.slots and room >= 0 else "")
         raise ValueError(f"{around} leave no room for a text in length={length}; shorten the prompt, or raise length")
     bounds = _joined(np.unique(np.minimum(bounds, kept)) if kept else bounds[:0], options.slots)
     n, prefix = len(bounds), len(pieces[0])

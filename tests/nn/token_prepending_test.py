@@ -241,7 +241,7 @@ def test_misuse_is_told(params):
         ({"pieces": ([], [], [])}, r"plan=htp has the text 1 times in a row, and the prompt 2; write \{text\} that often"),
         ({"ends": [3, 13]}, r"blocks end after \[3, 13\] tokens, and the text has 12"),
         ({"ends": [3, 3, 12]}, "ends must rise from above 0 to that"),
-        ({"length": 4}, "the prompt's 3 tokens leave no room for a text in length=4; shorten the prompt, or raise length"),
+        ({"length": 4}, "the prompt's 3 tokens and the placeholders of a block leave no room for a text in length=4; shorten the prompt, or raise length"),
         ({"length": 2, "text": [], "ends": []}, "the prompt's 3 tokens leave no room"),
     ):
         with pytest.raises(ValueError, match=message):

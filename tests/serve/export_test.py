@@ -234,7 +234,7 @@ def test_an_extra_file_another_schema_and_no_bundle_are_refused(exported, tmp_pa
     with pytest.raises(FileNotFoundError, match=r"is no bundle .*jaxrec export"):
         Bundle.open(tmp_path)
     monkeypatch.setattr(bundle_module, "SCHEMA", 3)
-    with pytest.raises(ValueError, match="of schema 1; this jaxrec reads 'jaxrec bundle' of schema 2; export it again"):
+    with pytest.raises(ValueError, match="of schema 2; this jaxrec reads 'jaxrec bundle' of schema 3; export it again"):
         Bundle.open(exported[0])
 
 
