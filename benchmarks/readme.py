@@ -157,7 +157,7 @@ def sids(results: list[dict[str, Any]]) -> str:
             lines += ["", f"Of the {row['unit'].removeprefix('share of the ')}, a tenth of each being others, so many keep their ID: {kept}."]
         elif "dim" in row:
             what = row["name"][0].upper() + row["name"][1:]
-            lines += ["", f"{what} of {row['dim']} dimensions to 3 levels of 256 codes takes {row['ours']} s ({row['device']})."]
+            lines += ["", f"{what} of {row['dim']} dimensions to 3 levels of 256 codes takes {row['ours']} s ({row['device']}, load {row['load']})."]
     return "\n".join(lines) + "\n"
 
 

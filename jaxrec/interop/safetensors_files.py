@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrec.artifact import checksum
+
 WEIGHTS = "model.safetensors"
 FILES = ["*.json", "1_Dense/*", "artifact.metadata", f"{WEIGHTS}*", "model-*.safetensors"]  # of a model that the hub holds, what is fetched
 INDEX = "model.safetensors.index.json"
@@ -83,6 +85,12 @@ def weight_files(folder: Path) -> list[Path]:
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         return [existing(folder, name) for name in sorted(set(_placement(folder).values()))]
     return [existing(folder, WEIGHTS)]
+
+
+def contents(model: str, *names: str) -> dict[str, str]:
+    """Checksums of the files of a folder or hub id, by name: those named, and its weights. A fingerprint of a model, wherever it lies."""
+    folder = locate(model)
+    return {path.name: checksum(path) for path in [*(existing(folder, name) for name in names), *weight_files(folder)]}
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.artifact import checksum
 from jaxrec.data.sentences import sentence_ends
 from jaxrec.interop import safetensors_files
 from jaxrec.interop.tokenizer_files import check_known, open_tokenizer
@@ -68,9 +67,7 @@ class LanguageModelEncoder(TextEncoder):
             raise ValueError(f"prompt={self.prompt!r} must hold {PLACE} {self.prepending.copies} times for plan={self.prepending.plan}")
 
     def inputs(self) -> dict[str, Any]:
-        folder = safetensors_files.locate(self.model)
-        files = [safetensors_files.existing(folder, name) for name in ("config.json", "tokenizer.json")]
-        return {path.name: checksum(path) for path in [*files, *safetensors_files.weight_files(folder)]}
+        return safetensors_files.contents(self.model, "config.json", "tokenizer.json")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[n, D] float32."""

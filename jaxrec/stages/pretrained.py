@@ -121,8 +121,7 @@ class PretrainedWeights(Artifact):
     model: str = field(metadata={"fingerprint": False})
 
     def inputs(self) -> dict[str, Any]:
-        folder = safetensors_files.locate(self.model)
-        return {path.name: checksum(path) for path in [safetensors_files.existing(folder, "config.json"), *safetensors_files.weight_files(folder)]}
+        return safetensors_files.contents(self.model, "config.json")
 
     def read(self, folder: Path) -> Tree:
         """The parameters in a model's folder."""

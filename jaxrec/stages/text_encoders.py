@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.artifact import checksum, say
+from jaxrec.artifact import say
 from jaxrec.interop import safetensors_files
 from jaxrec.nn import encoders
 from jaxrec.nn.bert import BidirectionalEncoder, Pooling
@@ -111,9 +111,7 @@ class BertEncoder(TextEncoder):
             raise ValueError(f"pooling={self.pooling!r} is not one of mean, cls")
 
     def inputs(self) -> dict[str, Any]:
-        folder = safetensors_files.locate(self.model)
-        files = [safetensors_files.existing(folder, name) for name in ("config.json", "tokenizer.json")]
-        return {path.name: checksum(path) for path in [*files, *safetensors_files.weight_files(folder)]}
+        return safetensors_files.contents(self.model, "config.json", "tokenizer.json")
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.encode_and_count(texts)[0]
