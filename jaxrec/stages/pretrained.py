@@ -95,7 +95,7 @@ class LanguageModelTokenizer(Tokenizer):
         ids = {}
         for what, name, key in (("end", self.end, "eos_token"), ("pad", self.pad, "pad_token")):
             said = name or named.get(key) or ""
-            token = said if isinstance(said, str) else said["content"]
+            token = said.get("content", "") if isinstance(said, Mapping) else str(said)
             if not token or (number := tokenizer.token_to_id(token)) is None:
                 found = f"{token!r} is no token of it" if token else f"tokenizer_config.json names no {key}"
                 raise ValueError(f"{found}; name a token that texts do not hold: LanguageModelTokenizer(..., {what}='<|...|>')")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 
 from jaxrec.artifact import Artifact
+from jaxrec.data.builders.synthetic import Synthetic
 from jaxrec.data.item_vectors import FusedVectors, GivenVectors, ItemVectorRows
+from jaxrec.data.sequences import Sequences
 from jaxrec.data.source import Source
+from jaxrec.data.splits import LeaveOneOut, TimeSplit
 from jaxrec.methods.generative.rqvae import RQVAE
 from jaxrec.optimizer import Adam
 from jaxrec.stages.quantizers import LearnedRQVAE, Quantizer, ResidualKMeans, ResidualVQ
 from jaxrec.stages.semantic_ids import SemanticIds, SidPrefixes, SidTable, digits, renumbered, renumbering, shared, stability
+from jaxrec.stages.sid_trie import ItemCounts, RandomSids, SidTrie
 
 SMALL = ResidualKMeans(levels=2, codes=4, iterations=5)
 
@@ -288,3 +293,15 @@ def test_a_bound_on_digits_is_the_width():
 def test_every_quantizer_has_a_miniature(quantizer):
     small = quantizer.smoke()
     assert isinstance(small, Quantizer) and type(small) is type(quantizer) and small.widths == (4, 4)
+
+
+@pytest.mark.parametrize("split", [LeaveOneOut(), TimeSplit()])
+def test_counts_are_of_training_events_and_order_the_items_of_an_id(split):
+    source = Synthetic(users=40, items=20)
+    counts = ItemCounts(source, split).get()
+    np.testing.assert_array_equal(counts, np.bincount(Sequences(source, split=split).training()[0], minlength=21))
+    sids = RandomSids(source, (2, 2))
+    order, table = SidTrie(sids, priority=ItemCounts(source, split)).get()["trie.items"], sids.get()
+    for item, other in itertools.pairwise(order):
+        if table.sid(int(item)) == table.sid(int(other)):
+            assert counts[item] >= counts[other]

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec.limits import check
 from jaxrec.method import FROM_DATA, Batch, Generator, Method
 from jaxrec.methods.generative import tiger_decoder
 from jaxrec.methods.generative.sid_generator import SidGenerator
@@ -46,6 +47,7 @@ class CandidateEnsemble(Method, Generator):
     recent: int = 0
 
     def __post_init__(self):
+        check(self, beams=1, recent=0)
         if len(self.weights) != 2 or min(self.weights) < 0 or not sum(self.weights):
             raise ValueError(f"weights={self.weights} must be two numbers of at least 0, not both 0: of the generator and of the encoder")
 

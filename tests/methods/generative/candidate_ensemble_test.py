@@ -77,6 +77,8 @@ def test_the_generator_may_read_the_last_items_alone():
 def test_nothing_is_trained_and_weights_are_checked():
     method = candidate_ensemble.tiny()[0]
     assert not count(method.spec(), trainable=True)
+    with pytest.raises(ValueError, match="beams=0 must be at least 1; recent=-1 must be at least 0"):
+        dataclasses.replace(method, beams=0, recent=-1)
     for weights in ((0.0, 0.0), (1.0, -1.0), (1.0,)):
         with pytest.raises(ValueError, match="two numbers of at least 0, not both 0"):
             dataclasses.replace(method, weights=weights)
