@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,10 +67,7 @@ def dataset_of(name: str) -> str:
 
 def run(experiment: Experiment, seed: int, refit: bool) -> list[Row]:
     """The test rows of one seed; trains first what is not trained yet."""
-    workdir = Path("runs/accuracy") / f"{experiment.name}-seed{seed}"
-    seeded = dataclasses.replace(experiment, seed=seed, data=dataclasses.replace(experiment.data, seed=seed))
-    say(f"\n=== {workdir}")
-    trained = train(seeded, workdir)
+    seeded, workdir, trained = train_seed(experiment, seed)
     if refit:
         data = dataclasses.replace(seeded.data, refit=True)
         steps = round(trained["best_step"] * data.batches().rows / seeded.data.batches().rows)
@@ -77,6 +75,14 @@ def run(experiment: Experiment, seed: int, refit: bool) -> list[Row]:
         workdir = workdir.with_name(workdir.name + "-refit")
         train(seeded, workdir)
     return summarise(evaluate_run(seeded, workdir, "test"))
+
+
+def train_seed(experiment: Experiment, seed: int) -> tuple[Experiment, Path, dict[str, Any]]:
+    """(the experiment with its seed, its run, what `train` says of it); a finished run is left as it is."""
+    workdir = Path("runs/accuracy") / f"{experiment.name}-seed{seed}"
+    seeded = dataclasses.replace(experiment, seed=seed, data=dataclasses.replace(experiment.data, seed=seed))
+    say(f"\n=== {workdir}")
+    return seeded, workdir, train(seeded, workdir)
 
 
 def results(label: str, method: str, seeds: list[list[Row]], published: tuple[str, float, float] | None) -> list[dict]:

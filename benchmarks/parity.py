@@ -3,9 +3,9 @@
     JAXREC_TORCH_PYTHON=/venv/with/torch/and/transformers/bin/python python -m benchmarks.parity
 
 One small random model of each family, written by transformers and read by us: the greatest difference of a logit (of an encoder: of a state of a text's
-token, beside padding) in float32, and in bfloat16 from transformers' float32, with transformers' own bfloat16 beside it. Then one model of `--dim` in
+token, beside padding) from what transformers computes in float64, ours and transformers' own, in float32 and bfloat16. Then one model of `--dim` in
 bfloat16 files: seconds to load it and the most memory that the loading process held above what it began with, in multiples of the weights as they are
-loaded.
+loaded. With `--model FOLDER` a published model's own weights are compared instead (`benchmarks/peers/smollm2_folder.py` writes such a folder).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks.peers.process import Process
 from benchmarks.record import cores, record
 from jaxrec.artifact import say
-from jaxrec.interop import safetensors_files
+from jaxrec.interop import safetensors_files, tokenizer_files
 from jaxrec.nn import encoders, language_families
 
 SMALL: dict[str, Any] = {
@@ -50,6 +50,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+DTYPES = ("float64", "float32", "bfloat16")  # in this order: what bfloat16 has rounded stays rounded
 GEMMA = SMALL | {"head_dim": 16, "sliding_window": 5, "query_pre_attn_scalar": 24}
 FAMILIES: dict[str, dict[str, Any]] = {
     "Llama 2": {"model_type": "llama", **SMALL, "num_key_value_heads": 4},
@@ -77,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--model", type=Path, help="measure this folder of a published language model alone")
     parser.add_argument("--only", choices=[*FAMILIES, *ENCODERS], help="measure this one alone")
     parser.add_argument("--load", type=Path, help="only load this folder and print what it cost (the benchmark calls itself so)")
     options = parser.parse_args()
@@ -87,27 +89,39 @@ def main() -> None:
         raise SystemExit("JAXREC_TORCH_PYTHON is not set, and parity is with transformers; set it to a Python that has torch and transformers")
     peer, other = (Process(python, script, cores()) for script in ("language_models_torch.py", "encoders_torch.py"))
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compare(peer, family, Path(folder) / family) for family in FAMILIES if options.only in (None, family)]
-        rows += [compare_encoder(other, name, Path(folder) / name) for name in ENCODERS if options.only in (None, name)]
-        if not options.only:
+        if options.model:
+            peer.ask(open=str(options.model))
+            rows = [compare(peer, f"{options.model.name} (its own weights)", options.model)]
+        else:
+            rows = [compare_random(peer, family, Path(folder) / family) for family in FAMILIES if options.only in (None, family)]
+            rows += [compare_encoder(other, name, Path(folder) / name) for name in ENCODERS if options.only in (None, name)]
+        if not (options.only or options.model):
             rows.append(load_cost(peer, Path(folder) / "large", options.dim, options.layers))
         record("parity", rows)
     peer.close()
     other.close()
 
 
-def compare(peer: Process, family: str, folder: Path) -> dict[str, Any]:
-    """One result: the greatest differences of logits in float32 and bfloat16."""
-    ids = np.random.default_rng(0).integers(1, 64, (4, 48))
+def compare_random(peer: Process, family: str, folder: Path) -> dict[str, Any]:
+    """`compare` for a small random model, made here."""
     peer.ask(make=str(folder), config=FAMILIES[family])
-    wanted, theirs = (np.asarray(peer.ask(logits=ids.tolist(), dtype=dtype)["logits"]) for dtype in ("float32", "bfloat16"))
+    return compare(peer, family, folder)
+
+
+def compare(peer: Process, name: str, folder: Path) -> dict[str, Any]:
+    """One result: the greatest differences of logits in float32 and bfloat16, of the model that the peer has made or opened last."""
     model = language_families.from_config(safetensors_files.read_config(folder))
+    if (folder / "tokenizer.json").exists():  # a model that has learned is asked about text
+        ids = np.array(tokenizer_files.open_tokenizer(folder, vocabulary=model.vocabulary).encode(Path(__file__).read_text()).ids[:192]).reshape(4, 48)
+    else:
+        ids = np.random.default_rng(0).integers(1, model.vocabulary - 6, (4, 48))
+    theirs = {dtype: np.asarray(peer.ask(logits=ids.tolist(), dtype=dtype)["logits"]) for dtype in DTYPES}
     errors = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=dtype)
         found = jax.jit(lambda params, ids: params.logits(params(ids)))(params, ids)
-        errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64) - wanted).max())
-    return result(family, "logit", errors, wanted, theirs, peer)
+        errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64) - theirs["float64"]).max())
+    return result(name, "logit", errors, theirs, peer)
 
 
 def compare_encoder(peer: Process, name: str, folder: Path) -> dict[str, Any]:
@@ -115,28 +129,32 @@ def compare_encoder(peer: Process, name: str, folder: Path) -> dict[str, Any]:
     random = np.random.default_rng(0)
     ids, mask = random.integers(1, 64, (4, 48)), (np.arange(48)[None] < np.array([[48], [31], [20], [3]])).astype(np.int32)
     peer.ask(make=str(folder), config=ENCODERS[name])
-    asked = {"states": ids.tolist(), "mask": mask.tolist()}
-    wanted, theirs = (np.asarray(peer.ask(**asked, dtype=dtype)["states"])[mask > 0] for dtype in ("float32", "bfloat16"))
+    texts = [row[: kept.sum()] for row, kept in zip(ids, mask, strict=True)]  # the peer reads each alone, without padding
+
+    def states(dtype: str) -> np.ndarray:
+        return np.concatenate([peer.ask(states=[text.tolist()], mask=[[1] * len(text)], dtype=dtype)["states"][0] for text in texts])
+
+    theirs = {dtype: states(dtype) for dtype in DTYPES}
     model = encoders.from_config(safetensors_files.read_config(folder))
     params = model.from_hf(safetensors_files.read(folder))
     errors = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         chosen = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), params)
         found = jax.jit(lambda params, ids, mask: params(ids, mask))(chosen, ids, mask)
-        errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64)[mask > 0] - wanted).max())
-    return result(name, "state", errors, wanted, theirs, peer)
+        errors[jnp.dtype(dtype).name] = float(np.abs(np.asarray(found, np.float64)[mask > 0] - theirs["float64"]).max())
+    return result(name, "state", errors, theirs, peer)
 
 
-def result(name: str, of: str, errors: dict[str, float], wanted: np.ndarray, theirs: np.ndarray, peer: Process) -> dict[str, Any]:
-    """What is recorded of our errors, transformers' values in float32 and those in bfloat16."""
+def result(name: str, of: str, errors: dict[str, float], theirs: dict[str, np.ndarray], peer: Process) -> dict[str, Any]:
+    """What is recorded of our errors and of what transformers computes in each of `DTYPES`."""
     say(f"  {name}: {errors['float32']:.1e} float32, {errors['bfloat16']:.1e} bfloat16")
     return {
         "name": f"{name}: greatest error of a {of}",
         "ours": float(f"{errors['float32']:.2g}"),
-        "unit": "float32, against transformers",
+        "unit": "float32, against float64 of transformers",
         "bfloat16": float(f"{errors['bfloat16']:.2g}"),
-        "bfloat16 of transformers": float(f"{np.abs(theirs - wanted).max():.2g}"),
-        f"greatest {of}": round(float(np.abs(wanted).max()), 2),
+        **{f"{dtype} of transformers": float(f"{np.abs(theirs[dtype] - theirs['float64']).max():.2g}") for dtype in DTYPES[1:]},
+        f"greatest {of}": round(float(np.abs(theirs["float64"]).max()), 2),
         "versions": peer.versions,
     }
 

@@ -20,6 +20,7 @@ MODULES |= {"EnsRec": "sequential.ensrec", "TIGER": "generative.tiger", "TIGERDe
 MODULES |= {"CandidateEnsemble": "generative.candidate_ensemble"}
 MODULES |= {"ColBERT": "late_interaction.colbert", "XTR": "late_interaction.xtr", "ColBERTer": "late_interaction.colberter"}
 MODULES |= {"KinyaColBERT": "late_interaction.kinyacolbert", "ColEmbed": "late_interaction.colembed"}
+MODULES |= {"TurkColBERT": "late_interaction.turkcolbert"}
 MODULES |= {"LastToken": "dense.last_token", "LaSER": "dense.laser"}
 MODULES |= {"HBCT": "sequential.hbct", "Hydra": "late_interaction.hydra", "MetaLoRA": "adaptation.meta_lora", "CausalLM": "language.causal_lm"}
 MODULES |= {"M2BERT": "encoders.m2_bert", "M2BERTPretraining": "encoders.m2_bert_pretraining"}
@@ -43,6 +44,7 @@ def main() -> None:
             "language": language(load("long_context")),
             "passkey": passkey(load("passkey")),
             "personas": personas(load("meta_lora_personas")),
+            "prepending": prepending(load("token_prepending")),
             "parity": parity(load("parity")),
             "speed": speed({name: load(name) for name in SPEED}),
             "survivors": survivors(load("threshold_attention")),
@@ -245,17 +247,32 @@ def personas(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def prepending(results: list[dict[str, Any]]) -> str:
+    """A row per plan of token prepending, best first."""
+    if not results:
+        return ""
+    first = results[0]
+    sizes = f"{first['documents']} documents, {first['queries']} queries"
+    lines = [f"nDCG@10 ± half of the 95 % bootstrap interval over queries; {sizes}; {first['device']}; {span(results)}.", ""]
+    lines += ["| model, tokens of a document: plan | nDCG@10 | seconds |", "|---|---|---|"]
+    for row in sorted(results, key=lambda row: -row["ours"]):
+        name = row["name"].replace("|", "\\|")  # of tokens like <|im_start|>
+        lines.append(f"| {name} | {row['ours']:.3f} ±{half(row['interval']):.3f} | {row['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def parity(results: list[dict[str, Any]]) -> str:
     """A row per model family: how far our logits are from those of transformers."""
     families = [row for row in results if "bfloat16" in row]
     if not families:
         return ""
-    where = f"random weights of small configurations; {families[0]['device']}; {span(families)}"
-    lines = [f"Greatest difference of a logit (of an encoder: of a state) from transformers' in float32; {where}.", ""]
-    lines += ["| family | float32 | bfloat16, ours | bfloat16, theirs | greatest value |", "|---|---|---|---|---|"]
+    where = f"random weights of small configurations, or a published model's own; {families[0]['device']}; {span(families)}"
+    lines = [f"Greatest difference of a logit (of an encoder: of a state) from transformers' in float64; {where}.", ""]
+    lines += ["| family | float32, ours | float32, theirs | bfloat16, ours | bfloat16, theirs | greatest value |", "|---|---|---|---|---|---|"]
     for row in families:
         greatest = row.get("greatest logit", row.get("greatest state"))
-        lines.append(f"| {row['name'].partition(':')[0]} | {row['ours']:.1e} | {row['bfloat16']} | {row['bfloat16 of transformers']} | {greatest} |")
+        single = f"{row['ours']:.1e} | {row['float32 of transformers']:.1e}"
+        lines.append(f"| {row['name'].partition(':')[0]} | {single} | {row['bfloat16']} | {row['bfloat16 of transformers']} | {greatest} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,7 +23,7 @@ from jaxrec.data.collection import Collection, Qrels, Queries
 from jaxrec.evals.search import DEPTH, evaluate
 from jaxrec.index.exact import ExactIndex
 from jaxrec.nn.token_prepending import TokenPrepending
-from jaxrec.stages.language_model_embeddings import LanguageModelEncoder
+from jaxrec.stages.language_model_embeddings import PLACE, PROMPTS, LanguageModelEncoder
 
 BLOCK = 64  # tokens
 PLANS: dict[str, tuple[TokenPrepending, int]] = {  # with the tokens of a block; 0 = sentences
@@ -51,13 +51,16 @@ def main() -> None:
     parser.add_argument("--exit", type=int, default=7, help="the layer from which on nothing is written")
     parser.add_argument("--output-layer", type=int, default=-2)
     parser.add_argument("--folder", type=Path, default=RESULTS, help="of the results")
+    parser.add_argument("--prefix", default="", help="what stands before a row's text and placeholders, in every plan")
+    parser.add_argument("--plans", nargs="+", choices=list(PLANS), default=list(PLANS), metavar="PLAN", help=f"of: {'; '.join(PLANS)}")
     options = parser.parse_args()
     collection = part(PythonModules().get(), options.documents, options.queries)
     asked, texts = collection.queries["test"].texts, collection.passages()
-    rows = []
-    for name, (plan, blocks) in PLANS.items():
+    for name in options.plans:
+        plan, blocks = PLANS[name]
         plan = dataclasses.replace(plan, exit=options.exit, output_layer=options.output_layer)
-        encoder = LanguageModelEncoder(options.model, plan, blocks=blocks, length=options.length, batch=options.batch, dtype=options.dtype)
+        prompt = options.prefix and options.prefix + PROMPTS.get(plan.plan, PLACE)
+        encoder = LanguageModelEncoder(options.model, plan, prompt=prompt, blocks=blocks, length=options.length, batch=options.batch, dtype=options.dtype)
         began = time.perf_counter()
         (documents, cut), queries = encoder.encode_and_count(texts), encoder.encode(asked)
         seconds = time.perf_counter() - began
@@ -65,19 +68,17 @@ def main() -> None:
         judged = evaluate(found, collection, "test")
         interval = judged.intervals()["nDCG@10"]
         say(f"  {name}: nDCG@10 {interval.mean:.4f} ({interval.low:.4f} to {interval.high:.4f}), {cut} documents cut, {seconds:.0f} s")
-        rows.append(
-            {
-                "name": f"{Path(options.model).name}, {options.length} tokens: {name}",
-                "ours": round(interval.mean, 5),
-                "unit": "nDCG@10",
-                "interval": [round(interval.low, 5), round(interval.high, 5)],
-                "documents": len(documents),
-                "documents_cut": cut,
-                "queries": len(queries),
-                "seconds": round(seconds, 1),
-            }
-        )
-    record("token_prepending", rows, folder=options.folder)
+        row = {
+            "name": f"{Path(options.model).name}, {options.length} tokens{f', from {options.prefix!r}' if options.prefix else ''}: {name}",
+            "ours": round(interval.mean, 5),
+            "unit": "nDCG@10",
+            "interval": [round(interval.low, 5), round(interval.high, 5)],
+            "documents": len(documents),
+            "documents_cut": cut,
+            "queries": len(queries),
+            "seconds": round(seconds, 1),
+        }
+        record("token_prepending", [row], folder=options.folder)  # one by one: an interrupted call has measured what it says it has
 
 
 def part(collection: Collection, documents: int, queries: int) -> Collection:

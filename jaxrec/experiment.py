@@ -237,9 +237,26 @@ def changes(before: Mapping[str, Any], experiment: Experiment, *, search: bool =
     With `search`, how a generator searches may differ: that is a question to trained parameters, but training chooses the best ones by it.
     """
     free = {*FREE, *SEARCH} if search else set(FREE)
-    lines = [line for line in differences(before, identify(experiment)) if not {line.split(".")[0].split(":")[0], line.split(":")[0]} & free]
+    lines = [
+        line for line in differences(completed(before, experiment), identify(experiment)) if not {line.split(".")[0].split(":")[0], line.split(":")[0]} & free
+    ]
     told = [line for line in lines if not (line.startswith("content.") and ": None -> " in line)]  # an older record did not tell it
     return [f"{line} (a data file, or what it is read with, has changed)" if line.startswith("content.") else line for line in told]
+
+
+def completed(record: Any, value: Any) -> Any:
+    """A `describe`d value as this version would have said it: fields that are newer than the record are at their defaults, which do what was done before."""
+    if isinstance(value, (list, tuple)) and isinstance(record, list) and len(record) == len(value):
+        return [completed(*pair) for pair in zip(record, value, strict=True)]
+    if isinstance(value, Mapping) and isinstance(record, Mapping):
+        return {name: completed(told, value[name]) if name in value else told for name, told in record.items()}
+    if not (dataclasses.is_dataclass(value) and isinstance(record, Mapping)) or record.get("type", type(value).__qualname__) != type(value).__qualname__:
+        return record
+    known = {f.name: completed(record[f.name], getattr(value, f.name)) for f in dataclasses.fields(value) if f.name in record}
+    newer = {f.name: f for f in dataclasses.fields(value) if f.name not in record}
+    makers = {name: f.default_factory for name, f in newer.items() if f.default_factory is not dataclasses.MISSING}
+    fixed = {name: f.default for name, f in newer.items() if f.default is not dataclasses.MISSING}
+    return {**record, **known, **describe(fixed | {name: make() for name, make in makers.items()})}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:

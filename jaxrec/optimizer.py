@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import optax
 
+from jaxrec.limits import POSITIVE, SHARE, check
 from jaxrec.param import Param, Tree
+
+Decay = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,17 @@ class Adam:
 
     peak: float = 1e-3
     warmup: float = 0.02
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay: Decay = "constant"
     final: float = 0.0
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.0
     clip: float = 0.0
+
+    def __post_init__(self):
+        check(self, peak=POSITIVE, warmup=SHARE, final=0, b1=(0, 1), b2=(0, 1), weight_decay=0, clip=0)
+        if self.decay not in get_args(Decay):
+            raise ValueError(f"Adam: decay={self.decay!r} must be one of {', '.join(get_args(Decay))}")
 
     def schedule(self, steps: int) -> optax.Schedule:
         """Learning rate by step for a run of `steps`."""
@@ -47,8 +55,6 @@ class Adam:
 
     def build(self, steps: int, spec: Tree = None) -> optax.GradientTransformation:
         """The optax transformation of a run of `steps`; weight decay needs the `spec` to tell matrices from stacked vectors."""
-        if self.peak <= 0 or not 0 <= self.warmup <= 1:
-            raise ValueError(f"Adam needs peak > 0 and 0 <= warmup <= 1, got peak={self.peak}, warmup={self.warmup}")
         parts = [optax.clip_by_global_norm(self.clip)] if self.clip else []
         parts.append(optax.scale_by_adam(self.b1, self.b2))
         if self.weight_decay:

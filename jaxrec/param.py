@@ -12,6 +12,7 @@ table, the checkpoint template, the parameter count and the abstract input of an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrec.sharding import AXES
@@ -114,6 +116,16 @@ def unflatten(like: Tree, leaves: dict[str, Any]) -> Tree:
         if jnp.shape(leaves[name]) != tuple(leaf.shape):
             raise ValueError(f"parameter {name} has shape {jnp.shape(leaves[name])}, the model expects {tuple(leaf.shape)}")
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], like, is_leaf=_is_param)
+
+
+def fingerprint(params: Tree) -> str:
+    """Sixteen hexadecimal digits that tell parameters from others: their dotted names, types, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype} {jnp.shape(leaf)}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]
 
 
 def create(spec: Tree, key: jax.Array) -> Tree:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 from jax import Array
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, PartitionSpec
 
-Backend = Literal["auto", "reference", "blocked", "tpu"]
+Backend = Literal["auto", "reference", "blocked", "tpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,13 @@ def by_rows(function: Callable[..., Array], arguments: Sequence[Array | None], *
     return spread(*arguments)
 
 
-def choose(backend: str, implementations: Mapping[str, Any]) -> str:
-    """The name of the implementation to run: `backend` itself, or for "auto" the platform's own kernel where there is one and "blocked" elsewhere."""
+def choose(backend: str, implementations: Collection[str]) -> str:
+    """The name of the implementation to run: `backend` itself, or for "auto" the kernel for TPUs on one, where there is one, and "blocked" elsewhere.
+
+    Kernels for GPUs run only if they are asked for: none was timed on hardware.
+    """
     if backend == "auto":
-        return platform() if platform() in implementations else "blocked"
+        return "tpu" if platform() == "tpu" and "tpu" in implementations else "blocked"
     if backend not in implementations:
         raise ValueError(f"backend={backend!r} is not an implementation of this kernel; use 'auto' or one of {sorted(implementations)}")
     return backend
@@ -93,6 +98,31 @@ def choose(backend: str, implementations: Mapping[str, Any]) -> str:
 def interpret() -> bool:
     """Whether a Pallas TPU kernel must be interpreted, because what is compiled for is not a TPU."""
     return platform() != "tpu"
+
+
+def interpret_gpu() -> Any:
+    """How a Mosaic GPU kernel is interpreted where what is compiled for is not a GPU; False where it is one.
+
+    Raises:
+      NotImplementedError: this jax cannot interpret it.
+    """
+    if platform() == "gpu":
+        return False
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    parameters = getattr(plgpu, "InterpretGPUParams", None)  # since jax 0.12
+    if parameters is None:
+        raise NotImplementedError(f"backend='gpu' on a {platform()} is simulated by jax >= 0.12, and this is {jax.__version__}; use backend='auto'")
+    return parameters()
+
+
+def gpu_kernel(body: Callable[..., None], *, cost: pl.CostEstimate, **options: Any) -> Callable[..., Any]:
+    """Mosaic GPU's `kernel(body, **options)`, interpreted where it must be, and with its cost where jax takes one."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu  # takes a third of a second, hence not above
+
+    if "cost_estimate" in inspect.signature(plgpu.kernel).parameters:  # jax 0.10 has none
+        options["cost_estimate"] = cost
+    return plgpu.kernel(body, interpret=interpret_gpu(), **options)
 
 
 def tpu_compiler_params(*semantics: Literal["parallel", "arbitrary"]) -> pltpu.CompilerParams:

@@ -278,7 +278,8 @@ def test_a_retriever_from_training_to_questions(capsys, tmp_path):
 def test_embed_writes_vectors_and_refuses_other_arguments(capsys, tmp_path):
     model, texts, vectors = tmp_path / "model", tmp_path / "texts.txt", tmp_path / "vectors.npy"
     small = LanguageModel(vocabulary=30, dim=8, layers=2, heads=2, hidden=8, length=32)
-    safetensors_files.write(model, language_families.to_config(small), language_families.to_hf(small, create(small.spec(), jax.random.key(0))))
+    config = language_families.to_config(small) | {"bos_token_id": 29}  # the tokenizer begins rows with nothing
+    safetensors_files.write(model, config, language_families.to_hf(small, create(small.spec(), jax.random.key(0))))
     tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate("abcdefgh .")}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(model / "tokenizer.json"))

@@ -188,6 +188,15 @@ def test_a_record_that_does_not_tell_a_content_is_no_change():
     assert changes(before, made) == []
 
 
+def test_a_record_from_before_a_field_was_added_is_as_its_default():
+    made = Experiment(SASRec(), Sequences(Synthetic()), steps=1)
+    before = json.loads(json.dumps(identify(made)))
+    del before["method"]["stddev"], before["method"]["attention"], before["data"]["source"]["length"], before["seed"], before["layout"]
+    assert changes(before, made) == []
+    assert changes(before, override(made, {"method.stddev": 0.02})) == ["method.stddev: 0.0 -> 0.02"]
+    assert "method.type: 'GRU4Rec' -> 'SASRec'" in changes(before | {"method": {"type": "GRU4Rec"}}, made)  # no field of SASRec is newer than that
+
+
 def test_how_a_generator_searches_may_change_after_its_training():
     made = Experiment(TIGERDecoder(), Sequences(Synthetic(users=64, items=50), batch=8, form="stream"), steps=1)
     before = json.loads(json.dumps(identify(made)))

@@ -27,6 +27,7 @@ def test_the_schedule_is_the_same_curve_for_any_number_of_steps(steps, decay):
 
 
 def test_without_warm_up_it_starts_at_the_peak():
+    assert Adam(peak=0.01, warmup=1.0).schedule(100)(50) == pytest.approx(0.005)
     assert Adam(peak=0.01, warmup=0).schedule(100)(0) == pytest.approx(0.01)
     assert Adam(peak=0.01, warmup=0.02).schedule(4)(0) == pytest.approx(0.01)  # 2 % of four steps is none
 
@@ -59,8 +60,17 @@ def test_only_matrices_decay_stacked_or_not():
         np.testing.assert_allclose(change, -0.05 if name.endswith("kernel") else 0, err_msg=name)
 
 
-def test_errors():
-    with pytest.raises(ValueError, match="got peak=0.0, warmup=0.02"):
-        Adam(peak=0.0).build(10)
-    with pytest.raises(ValueError, match="got peak=0.001, warmup=20"):
-        Adam(warmup=20).build(10)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"peak": 0.0}, "peak=0.0 must be above 0"),
+        ({"peak": float("nan")}, "peak=nan must be above 0"),
+        ({"warmup": 20}, "warmup=20 must be from 0 to 1"),
+        ({"b1": 1.0, "b2": -0.5}, "b1=1.0 must be at least 0 and below 1; b2=-0.5 must"),
+        ({"weight_decay": -1.0, "clip": -1.0, "final": -1.0}, "final=-1.0 must be at least 0; weight_decay=-1.0 must be at least 0; clip=-1.0"),
+        ({"decay": "cosin"}, "decay='cosin' must be one of constant, linear, cosine"),
+    ],
+)
+def test_errors(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Adam(**fields)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrec.nn.linear import Linear
-from jaxrec.param import Param, abstract, count, create, flatten, freeze, lecun, merge, normal, ones, split, stack, unflatten, zeros
+from jaxrec.param import Param, abstract, count, create, fingerprint, flatten, freeze, lecun, merge, normal, ones, split, stack, unflatten, zeros
 
 SPEC = {
     "layer": Linear.spec(4, 6),
@@ -86,3 +86,18 @@ def test_axes_are_checked():
 def test_a_param_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SPEC["table"].shape = (1,)
+
+
+def test_a_fingerprint_tells_names_types_shapes_and_bits():
+    params = create(SPEC, jax.random.key(0))
+    own = fingerprint(params)
+    assert own == fingerprint(flatten(params)) == fingerprint(jax.device_get(params)) and len(own) == 16
+    others = [
+        {**params, "table": params["table"].at[0, 0].add(1e-6)},
+        {**params, "table": params["table"].reshape(4, 8)},
+        {**params, "frozen": params["frozen"].astype(jnp.float32)},
+        {"layer": params["layer"], "tables": params["table"], "frozen": params["frozen"]},
+        {**params, "table": params["table"].astype(jnp.bfloat16)},
+        {**params, "frozen": jnp.zeros((0,), jnp.int32)},
+    ]
+    assert len({own, *map(fingerprint, others)}) == 7

@@ -4,7 +4,7 @@ Run by a Python with torch, transformers and numpy; reads one JSON line per requ
 
     {"make": FOLDER, "config": {"model_type": ..., ...}}                  ->  {"parameters": N}      a random model, with a head if the family has one, saved
     {"open": FOLDER}                                                      ->  {"missing": [...]}     names of tensors that the folder lacks
-    {"states": [[...]], "mask": [[...]], "dtype": "float32" | "bfloat16"} ->  {"states": [[[...]]]}  of the last layer
+    {"states": [[...]], "mask": [[...]], "dtype": "float64" | "float32" | "bfloat16"} ->  {"states": [[[...]]]}  of the last layer
 
 The last model made or opened is the one that is asked.
 """
@@ -54,7 +54,7 @@ def main() -> None:
             with torch.inference_mode():
                 ids, mask = (torch.tensor(request[name]) for name in ("states", "mask"))
                 chosen = model.to(getattr(torch, request["dtype"]))
-                answer = {"states": chosen(input_ids=ids, attention_mask=mask).last_hidden_state.float().tolist()}
+                answer = {"states": chosen(input_ids=ids, attention_mask=mask).last_hidden_state.double().tolist()}
         print(json.dumps(answer), flush=True)
 
 

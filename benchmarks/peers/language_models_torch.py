@@ -4,7 +4,7 @@ Run by a Python with torch, transformers and numpy; reads one JSON line per requ
 
     {"make": FOLDER, "config": {"model_type": ..., ...}}      ->  {"parameters": N}        a random model, saved
     {"open": FOLDER}                                          ->  {"seconds": ...}         to load it
-    {"logits": [[...]], "dtype": "float32" | "bfloat16"}      ->  {"logits": [[[...]]]}
+    {"logits": [[...]], "dtype": "float64" | "float32" | "bfloat16"}      ->  {"logits": [[[...]]]}
     {"generate": [[...]], "new": N, "calls": N}               ->  {"seconds": ..., "ids": [[...]]}   greedy, without an end
 
 The last model made or opened is the one that is asked.
@@ -54,8 +54,7 @@ def main() -> None:
         elif "logits" in request:
             with torch.inference_mode():
                 chosen = model.to(getattr(torch, request["dtype"]))
-                answer = {"logits": chosen(torch.tensor(request["logits"])).logits.float().tolist()}
-                model = model.float() if request["dtype"] == "float32" else model
+                answer = {"logits": chosen(torch.tensor(request["logits"])).logits.double().tolist()}
         else:
             ids = torch.tensor(request["generate"])
             how = {"max_new_tokens": request["new"], "min_new_tokens": request["new"], "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

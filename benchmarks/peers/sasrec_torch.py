@@ -1,9 +1,13 @@
-"""SASRec in torch, as fast as its eager mode gives: the twin of `jaxrec.methods.sequential.sasrec` that `benchmarks.sasrec_step` times.
+"""SASRec in torch, as fast as its eager mode gives: the twin of `jaxrec.methods.sequential.sasrec` that `benchmarks.sasrec_step` times and
+`benchmarks.sasrec_peer` trains.
 
 Run by a Python with torch and numpy; reads one JSON line per request from standard input and answers each with one.
 
-    {"open": NAME, "batches": FILE.npz, "model": {...}}  ->  {"opened": NAME}
-    {"time": NAME, "steps": N}                           ->  {"seconds": ..., "cpu": ..., "loss": ...}
+    {"open": NAME, "batches": FILE.npz, "model": {...}}             ->  {"opened": NAME}
+    {"time": NAME, "steps": N}                                      ->  {"seconds": ..., "cpu": ..., "loss": ...}
+    {"start": NAME, "model": {...}, "warmup": STEPS, "from": FILE}  ->  {"done": steps done, as FILE tells if it is there}
+    {"learn": NAME, "batches": FILE.npz, "to": FILE}                ->  {"done": ..., "loss": ...}, a step on each batch, then saved
+    {"encode": NAME, "batches": FILE.npz, "to": FILE.npz}           ->  {"encoded": histories}
 
 Same sizes, same places of dropout, same loss over the same negatives, Adam with the same constants. Fused attention, fused Adam and only real tokens
 in the loss are torch's own advantages. Batches wait in memory.
@@ -15,11 +19,14 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+Batch = dict[str, torch.Tensor]
 
 
 class Block(nn.Module):
@@ -61,20 +68,40 @@ class SASRec(nn.Module):
 
 
 class Trainer:
-    """A model, its optimiser and its batches, which come round in turn."""
+    """A model, its optimiser, and how many steps are done; the learning rate rises linearly over the first `warmup` of them."""
 
-    def __init__(self, batches: str, items: int, loss_name: str, negatives: int, packing: bool, **sizes):
+    def __init__(self, items: int, loss_name: str, negatives: int, packing: bool, warmup: int = 0, **sizes):
         torch.manual_seed(0)
         self.items, self.loss_name, self.negatives, self.packing = items, loss_name, negatives, packing
         self.model = SASRec(items=items, **sizes)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
-        arrays = np.load(batches)
-        self.batches = [{name: torch.from_numpy(arrays[name][number].astype(np.int64)) for name in arrays} for number in range(len(arrays["history"]))]
+        self.rise = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(1.0, step / warmup) if warmup else 1.0)
         self.done = 0
 
-    def step(self) -> float:
-        """One optimiser step on the next batch; its loss."""
-        batch = self.batches[self.done % len(self.batches)]
+    def save(self, path: str) -> None:
+        """Writes all that a continuation needs, whole or not at all."""
+        parts = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "rise")}
+        torch.save({**parts, "done": self.done, "random": torch.get_rng_state()}, path + ".part")
+        Path(path + ".part").replace(path)
+
+    def restore(self, path: str) -> None:
+        """Reads what `save` wrote."""
+        saved = torch.load(path, weights_only=True)
+        for name in ("model", "optimizer", "rise"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.done = saved["done"]
+        torch.set_rng_state(saved["random"])
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """The state at the last item of each padded history: [B, D]."""
+        self.model.eval()
+        hidden = self.model(batch["history"], batch["position"], None)
+        self.model.train()
+        return hidden[torch.arange(len(hidden)), (batch["segment"] > 0).sum(1) - 1]
+
+    def step(self, batch: Batch) -> float:
+        """One optimiser step; its loss."""
         self.done += 1
         hidden = self.model(batch["history"], batch["position"], visible(batch["segment"]) if self.packing else None)
         real = batch["target"] > 0
@@ -82,6 +109,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.rise.step()
         return loss.item()
 
     def loss(self, hidden: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -110,20 +138,44 @@ def visible(segment: torch.Tensor) -> torch.Tensor:
     return same & torch.ones(segment.shape[1], segment.shape[1], dtype=torch.bool).tril()
 
 
+def read(path: str) -> list[Batch]:
+    """The batches of a file."""
+    with np.load(path) as arrays:
+        stacked = {name: torch.from_numpy(arrays[name].astype(np.int64)) for name in arrays}
+    return [{name: stack[number] for name, stack in stacked.items()} for number in range(len(stacked["history"]))]
+
+
 def serve(threads: int) -> None:
     """Answers requests until standard input ends."""
     torch.set_num_threads(threads)
     trainers: dict[str, Trainer] = {}
+    waiting: dict[str, list[Batch]] = {}
     print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         if "open" in request:
-            trainers[request["open"]] = Trainer(request["batches"], **request["model"])
-            answer = {"opened": request["open"]}
+            name = request["open"]
+            trainers[name], waiting[name] = Trainer(**request["model"]), read(request["batches"])
+            answer = {"opened": name}
+        elif "start" in request:
+            trainer = trainers[request["start"]] = Trainer(**request["model"], warmup=request["warmup"])
+            if Path(request["from"]).exists():
+                trainer.restore(request["from"])
+            answer = {"done": trainer.done}
+        elif "learn" in request:
+            trainer = trainers[request["learn"]]
+            losses = [trainer.step(batch) for batch in read(request["batches"])]
+            trainer.save(request["to"])
+            answer = {"done": trainer.done, "loss": sum(losses) / len(losses)}
+        elif "encode" in request:
+            trainer = trainers[request["encode"]]
+            query = torch.cat([trainer.encode(batch) for batch in read(request["batches"])])
+            np.savez(request["to"], query=query.numpy(), table=trainer.model.item.weight.detach().numpy())
+            answer = {"encoded": len(query)}
         else:
-            trainer = trainers[request["time"]]
+            trainer, batches = trainers[request["time"]], waiting[request["time"]]
             wall, cpu = time.perf_counter(), time.process_time()
-            losses = [trainer.step() for _ in range(request["steps"])]
+            losses = [trainer.step(batches[trainer.done % len(batches)]) for _ in range(request["steps"])]
             answer = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "loss": losses[-1]}
         print(json.dumps(answer), flush=True)
 

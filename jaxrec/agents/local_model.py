@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import numbers
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -77,8 +78,12 @@ class LocalModel(TextGenerator, TextScorer):
             argument is outside its range.
         """
         _check_lists(prompts=prompts, stop=stop)
-        if max_new < 1 or not (temperature == 0 or COLDEST <= temperature < math.inf) or "" in stop:
-            raise ValueError(f"max_new={max_new} must be at least 1, temperature={temperature} 0 or at least {COLDEST}, and no stop string empty")
+        if not isinstance(max_new, int | np.integer) or max_new < 1:
+            raise ValueError(f"max_new={max_new!r} must be a whole number of at least 1")
+        if not isinstance(temperature, numbers.Real) or not (temperature == 0 or COLDEST <= temperature < math.inf):
+            raise ValueError(f"temperature={temperature!r} must be 0, which is greedy, or at least {COLDEST}")
+        if "" in stop:
+            raise ValueError(f"stop={list(stop)} holds an empty string, which every text has at once; leave it out")
         seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) else [seed] * len(prompts)
         if wrong := [each for each in seeds if not (isinstance(each, int | np.integer) and -(2**31) <= each < 2**32)]:
             raise ValueError(f"seed={wrong[0]!r} is no whole number of 32 bits; of a longer one take the remainder by 2**32")
@@ -266,6 +271,8 @@ def _check_lists(**lists: Sequence[str]) -> None:
     for name, texts in lists.items():
         if isinstance(texts, str):
             raise ValueError(f"{name} is the string {texts[:40]!r}, and a list of strings is needed; put it into a list")
+        if not isinstance(texts, Collection):
+            raise ValueError(f"{name} is {texts!r}, and a list of strings is needed; none at all are []")
         if wrong := [text for text in texts if not isinstance(text, str)]:
             raise ValueError(f"{name} holds {wrong[0]!r}, which is no string")
 

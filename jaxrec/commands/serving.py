@@ -86,6 +86,7 @@ def _lists(options: argparse.Namespace) -> dict[str, list[str]]:
 def _explain(options: argparse.Namespace, rest: list[str]) -> None:
     from jaxrec.data.passages import Passages
     from jaxrec.serve.explain import explain_document
+    from jaxrec.serve.explain_page import page
     from jaxrec.stages.runs import load_run
 
     experiment = chosen(options, rest)
@@ -95,7 +96,7 @@ def _explain(options: argparse.Namespace, rest: list[str]) -> None:
     explanation = explain_document(experiment.method, params, experiment.data, options.query, options.document)  # type: ignore[arg-type]
     print(explanation.text())
     if options.html:
-        write_atomically(Path(options.html), explanation.html())
+        write_atomically(Path(options.html), page(explanation))
         say(f"wrote {options.html}; open it in a browser")
 
 

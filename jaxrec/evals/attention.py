@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxrec.nn.attention import hide, packed, scores
+from jaxrec.nn.attention import hide, scores
+from jaxrec.nn.context import packed
 from jaxrec.nn.language_model import Decoder
 from jaxrec.nn.weights import HIDDEN
 

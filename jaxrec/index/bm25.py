@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -61,8 +62,8 @@ class BM25Index:
         import bm25s  # here, not above: to import it starts JAX's backend, which must wait for jax.distributed
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it tells its debugging to everybody
-        if k1 < 0 or not 0 <= b <= 1:
-            raise ValueError(f"k1={k1}, b={b}: BM25 needs k1 >= 0 and b from 0 to 1")
+        if not (0 <= k1 < math.inf and 0 <= b <= 1):
+            raise ValueError(f"k1={k1}, b={b}: BM25 needs a finite k1 >= 0 and b from 0 to 1")
         self._words = partial(words, plurals=plurals, camel_case=camel_case)
         self._size = len(texts)
         vocabulary: dict[str, int] = {}

@@ -85,6 +85,8 @@ def _shifts(bits: int) -> np.ndarray:
 
 def fit_centroids(vectors: np.ndarray, count: int = 0, *, iterations: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(centroids [K, D] of norm 1 by k-means of a sample of tokens [T, D], tokens [H, D] that it did not see, if there are enough); see `ResidualCodec.fit`."""
+    if count < 0:
+        raise ValueError(f"centroids={count} is no number of centroids; use 1 or more, or 0 for as many as suit the tokens")
     wanted = count or 2 ** int(math.log2(16 * math.sqrt(len(vectors))))
     sample = vectors[np.random.default_rng(seed).permutation(len(vectors))[: SAMPLE * wanted]]
     unseen = min(len(sample) // 20, HELD_OUT)
@@ -167,6 +169,8 @@ def fit_product(vectors: np.ndarray, parts: int, codes: int = 256, *, iterations
 
     M = 1 is HPC-ColPali's text, a byte for a whole token; its 32-fold compression of 128 dimensions is M = 16.
     """
+    if parts < 1 or codes < 1:
+        raise ValueError(f"parts={parts} and codes={codes} must be 1 or more")
     if vectors.shape[1] % parts:
         raise ValueError(f"{vectors.shape[1]} dimensions do not divide into {parts} parts; choose a divisor")
     sample = vectors[np.random.default_rng(seed).permutation(len(vectors))[: 256 * codes]]
@@ -266,8 +270,10 @@ def pool(vectors: np.ndarray, factor: int, *, protected: int = 1) -> np.ndarray:
     Returns:
       [protected + ceil((n - protected) / factor), D] or fewer: the protected tokens, then the clusters by their first tokens.
     """
-    if factor < 1:
-        raise ValueError(f"factor={factor} makes more tokens; use 1 or more")
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"factor={factor} makes more tokens, or none; use 1 or more")
+    if protected < 0:
+        raise ValueError(f"protected={protected} tokens cannot stay; use 0 or more")
     head, rest = vectors[:protected], unit(vectors[protected:])
     wanted = math.ceil(len(rest) / factor)
     if wanted == len(rest):
@@ -294,7 +300,9 @@ def salient(weights: np.ndarray, share: float) -> np.ndarray:
 
 
 def largest(weights: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` largest of `weights` [n], largest first, equal ones by the lower position."""
+    """Positions of the `count` largest of `weights` [n], largest first, equal ones by the lower position; raises ValueError for NaN, which has no order."""
+    if np.isnan(weights).any():
+        raise ValueError(f"weights[{int(np.isnan(weights).argmax())}] is NaN, which is no more and no less than others; weigh tokens by numbers")
     return np.argsort(-weights, kind="stable")[:count]
 
 
@@ -313,8 +321,16 @@ def aggregate(vectors: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 
     Args:
       vectors: [n, D] of one document.
-      seeds: [K] distinct positions, from `largest` of an attention or `farthest`. Seeds belong to no seed but themselves.
+      seeds: [K] distinct positions, from `largest` of an attention or `farthest`, one at least. Seeds belong to no seed but themselves.
+
+    Raises:
+      ValueError: no seeds, or others than these.
     """
+    seeds = np.asarray(seeds)
+    if seeds.ndim != 1 or not len(seeds) or seeds.dtype.kind not in "iu":
+        raise ValueError(f"seeds must be positions of tokens, one at least, got {seeds.dtype} of shape {list(seeds.shape)}; choose them with `farthest`")
+    if len(np.unique(seeds)) < len(seeds) or seeds.min() < 0 or seeds.max() >= len(vectors):
+        raise ValueError(f"seeds must be distinct positions, 0 to {len(vectors) - 1}, got {seeds.tolist()}")
     tokens = unit(vectors)
     rest = np.delete(tokens, seeds, axis=0)
     nearest_seed = np.argmax(rest @ tokens[seeds].T, axis=1)
@@ -327,6 +343,8 @@ def farthest(vectors: np.ndarray, count: int, *, first: int = 0) -> np.ndarray:
     """[count] positions, each next one the token [n, D] whose largest cosine to those before is the least; the first is given."""
     if not 1 <= count <= len(vectors):
         raise ValueError(f"count={count} seeds of {len(vectors)} tokens; ask for 1 to {len(vectors)}")
+    if not 0 <= first < len(vectors):
+        raise ValueError(f"first={first} is none of the {len(vectors)} tokens; they are numbered from 0")
     tokens, seeds = unit(vectors), [first]
     closest = tokens @ tokens[first]  # [n]
     for _ in range(count - 1):

@@ -31,8 +31,8 @@ def reciprocal_rank_fusion(answers: Sequence[Answer], k: int, *, constant: float
     Raises:
       ValueError: no answers, shapes that do not fit, a constant below 0, or a list that holds an id twice.
     """
-    if constant < 0:
-        raise ValueError(f"constant={constant} must be 0 or more; 60 is usual")
+    if not 0 <= constant < np.inf:
+        raise ValueError(f"constant={constant} must be 0 or more, and finite; 60 is usual")
     return _sum([(ids, np.broadcast_to(1.0 / (constant + 1 + np.arange(np.shape(ids)[-1])), np.shape(ids))) for ids, _ in answers], k)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from jaxrec.artifact import replacing
 from jaxrec.index.exact import NOTHING, ExactIndex
 from jaxrec.index.index import HEADER, Index, check_k, checked_exclude, checked_ids, checked_vectors, read_header, write_header
+from jaxrec.limits import check_options
 
 SMALLEST = 256  # vectors that ScaNN's codebooks (16 centres a block) and tree are trained on at the least
 SCORED = 20_000  # vectors whose quantised scores a query sees at least: fewer save no time worth having, and cost recall
@@ -41,9 +42,10 @@ class ScannIndex(Index):
     def __init__(
         self, ids: ArrayLike = (), vectors: ArrayLike | None = None, *, exact_below: int = 10_000, leaves: int = 0, probes: int = 0, reorder: int = 300
     ):
+        self._options = {"exact_below": exact_below, "leaves": leaves, "probes": probes, "reorder": reorder}
+        check_options(self, self._options, exact_below=0, leaves=0, probes=0, reorder=1)
         if exact_below < SMALLEST:
             raise ValueError(f"exact_below={exact_below}: ScaNN cannot be trained on so few vectors; use {SMALLEST} or more")
-        self._options = {"exact_below": exact_below, "leaves": leaves, "probes": probes, "reorder": reorder}
         self._exact = ExactIndex(ids, vectors)  # all that the index holds
         self._searcher: Any = None
         self._forget()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.limits import check
+from jaxrec.nn.context import Context
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.norm import RMSNorm
 from jaxrec.nn.positions import Alibi, RelativeBias, Rotary
@@ -22,46 +23,6 @@ PLAIN = Rotary()
 
 KeyValues = tuple[jax.Array, jax.Array]
 """Keys [B V G, S, K] and values [B G, S, V K] of S places: texts and heads on one axis, so that a product reads them as they lie and needs no copy."""
-
-
-@struct.dataclass
-class Context:
-    """What every layer of a stack receives beside its input.
-
-    Attributes:
-      segment: [B, T] int32, which history a token belongs to; 0 = padding.
-      mask: [B, 1, T or 1, T] bool, True where a query (third axis) may see a key (last axis).
-      key: random key for dropout; None when evaluating.
-      time: [B, T] int32 seconds, or None.
-      bias: [1 or B, H, T, T] float32 added to the scores (relative positions), or None.
-      causal: whether the mask hides every later key, so that those products may be left out.
-      packed: whether the mask says no more than `segment` and `causal` do, so that a kernel may read those instead.
-    """
-
-    segment: jax.Array
-    mask: jax.Array
-    key: jax.Array | None = None
-    time: jax.Array | None = None
-    bias: jax.Array | None = None
-    causal: bool = struct.field(pytree_node=False, default=False)
-    packed: bool = struct.field(pytree_node=False, default=False)
-
-
-def packed(segment: jax.Array, *, causal: bool, key: jax.Array | None = None, time: jax.Array | None = None, bias: jax.Array | None = None) -> Context:
-    """The context of rows [B, T] in which every history sees itself."""
-    return Context(segment, visible(segment, causal=causal), key, time, bias, causal, packed=True)
-
-
-def visible(segment: jax.Array, *, causal: bool) -> jax.Array:
-    """[B, 1, T, T] which key each query may see: those of its own segment; only earlier ones (and itself) if causal.
-
-    Padding is a segment of its own, so no row is without a visible key and no softmax divides by zero.
-    """
-    same = segment[:, None, :, None] == segment[:, None, None, :]
-    if not causal:
-        return same
-    length = segment.shape[1]
-    return same & jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
 Weights = Literal["softmax", "threshold", "threshold_differential", "differential", "rectified", "entmax"]
@@ -105,7 +66,7 @@ class AttentionKind:
         for name, bound in (("beta", 0), ("kappa", 0), ("power", 0), ("alpha", 1)):
             if not bound < getattr(self, name) < math.inf or (name == "power" and not isinstance(self.power, int)):
                 raise ValueError(f"{name}={getattr(self, name)} must be {'a whole number ' if name == 'power' else ''}above {bound}")
-        check(self, window=0, groups=0)
+        check(self, window=0, groups=0, scale=0, cap=0)
         if self.weights.startswith("threshold") and self.positions == "alibi":
             raise ValueError(
                 f"positions='alibi' take more from far keys than the cosines of weights={self.weights!r} hold, at most 1; choose 'rotary' or 'relative'"

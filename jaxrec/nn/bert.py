@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrec.nn.attention import Attention, Context, check_heads
+from jaxrec.limits import check
+from jaxrec.nn.attention import Attention, check_heads
+from jaxrec.nn.context import Context
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
@@ -177,6 +179,7 @@ class BERT(BidirectionalEncoder):
     first: int = 0
 
     def __post_init__(self):
+        check(self, length=1, dim=1, layers=1, heads=1, hidden=1, types=1, epsilon=0, dropout=(0, 1), first=0)
         check_heads(self.dim, self.heads)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}")

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrec.nn.attention import SOFTMAX, AttentionKind, Context, CrossAttention, KeyValues, hide, scores, values
+from jaxrec.nn.attention import SOFTMAX, AttentionKind, CrossAttention, KeyValues, hide, scores, values
+from jaxrec.nn.context import Context
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import LayerNorm, RMSNorm
 from jaxrec.nn.transformer import UNROLLED, Stack, TransformerBlock, of_layer, split_key

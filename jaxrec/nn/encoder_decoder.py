@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrec.nn.attention import Context, KeyValues, by_head, hide, packed
+from jaxrec.nn.attention import KeyValues, by_head, hide
+from jaxrec.nn.context import Context, packed
 from jaxrec.nn.decoder import log_likelihood, through
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import dropout

@@ -20,8 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import check
 from jaxrec.nn import bert
-from jaxrec.nn.attention import Attention, AttentionKind, Context, KeyValues, hide, packed
+from jaxrec.nn.attention import Attention, AttentionKind, KeyValues, hide
+from jaxrec.nn.context import Context, packed
 from jaxrec.nn.decoder import log_likelihood
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import dropout
@@ -290,6 +292,7 @@ class LanguageModel:
     dropout: float = 0.0
 
     def __post_init__(self):
+        check(self, dim=1, layers=1, heads=1, head=0, hidden=1, length=1, epsilon=0, cap=0, dropout=(0, 1))
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
         if not self.pattern or set(self.pattern) - {"global", "local"}:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrec.nn.attention import Context
 from jaxrec.nn.bert import erf_gelu
+from jaxrec.nn.context import Context
 from jaxrec.nn.linear import Linear, along_last, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import split_key

@@ -6,6 +6,7 @@
     adapters = create(lora.spec(model.spec()), key)   # a second, small parameter set, by the dotted names of the maps
     adapted = lora.attach(params, adapters)           # the same model with two branches in every target
     plain = lora.merge(params, adapters)              # the same function with one branch
+    lora.save(Path("task.npz"), params, adapters)     # a small file, which knows its base: lora.load(path, params) refuses another
 
 Switching an adapter off is using `params` instead of `adapted`: nothing is undone, so nothing can be undone wrongly. What we left out: dropout before A.
 """
@@ -13,9 +14,12 @@ Switching an adapter off is using `params` instead of `adapted`: nothing is undo
 from __future__ import annotations
 
 import dataclasses
+import io
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,8 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxrec.artifact import write_atomically
+from jaxrec.limits import POSITIVE, check
 from jaxrec.nn.linear import Linear
-from jaxrec.param import Param, Tree, flatten, path_name, unflatten, zeros
+from jaxrec.param import Param, Tree, fingerprint, flatten, path_name, unflatten, zeros
 
 
 @struct.dataclass
@@ -85,8 +91,9 @@ class LoRA:
     adapters: int = 1
 
     def __post_init__(self):
-        if min(self.rank, self.adapters) < 1 or not self.targets:
-            raise ValueError(f"rank={self.rank} and adapters={self.adapters} must be at least 1, and targets={self.targets} must name something")
+        check(self, rank=1, alpha=POSITIVE, adapters=1)
+        if isinstance(self.targets, str) or not self.targets:
+            raise ValueError(f"targets={self.targets!r} must be a tuple of names, like ('qkv', 'output'), or ('*',) for all")
 
     @property
     def scale(self) -> float:
@@ -147,6 +154,43 @@ class LoRA:
         """What `merge` did, subtracted. Rounding stays: keep the base if it is to be the same bits again."""
         return self._moved(params, adapters, which, -self.scale)
 
+    def save(self, path: Path, params: Tree, adapters: Adapters) -> None:
+        """Writes adapters as an `.npz` of float32 arrays by name, with alpha and the fingerprint of the base `params` that they correct.
+
+        Raises:
+          ValueError: the file would have another suffix, or the adapters are of a base of other shapes.
+        """
+        if path.suffix != ".npz":
+            raise ValueError(f"{path} is to hold arrays in NumPy's format; end its name with .npz")
+        leaves = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(self._checked(params, adapters)).items()}
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, base=fingerprint(params), alpha=self.alpha, **leaves)
+        write_atomically(path, file.getvalue())
+
+    def load(self, path: Path, params: Tree) -> Adapters:
+        """The adapters of a file, in the types of the base `params`. A file of others may say neither its base nor alpha: then names and shapes decide.
+
+        Raises:
+          ValueError: it was written for a base of other weights (it names the fingerprints of both) or shapes, or for another alpha; or is no such file.
+        """
+        try:
+            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                leaves = dict(file)
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no whole .npz of arrays ({error}); give what LoRA.save wrote") from None
+        said, alpha = leaves.pop("base", None), leaves.pop("alpha", None)
+        if said is not None and str(said) != (own := fingerprint(params)):
+            raise ValueError(
+                f"{path} holds adapters of the base {said}, and the parameters given are {own}: the same shapes would not make them fit; "
+                "give the base that they were trained on, in the same form and precision, or train adapters of this one"
+            )
+        if alpha is not None and float(alpha) != self.alpha:
+            raise ValueError(
+                f"{path} holds adapters of alpha={float(alpha)}, and alpha={self.alpha} would scale them otherwise; write LoRA(alpha={float(alpha)})"
+            )
+        like = self._like(params)
+        return jax.tree.map(lambda wanted, leaf: jnp.asarray(leaf, wanted.dtype), like, unflatten(like, leaves))
+
     def _moved(self, params: Tree, adapters: Adapters, which: int, scale: float) -> Tree:
         def one(linear: Linear, pair: Adapter) -> Linear:
             delta = scale * jnp.matmul(pair.a.astype(jnp.float32), pair.b.astype(jnp.float32), precision="highest")
@@ -174,12 +218,16 @@ class LoRA:
         return (*stacked, self.adapters, inputs, self.rank), (*stacked, self.adapters, self.rank, outputs)
 
     def _checked(self, params: Tree, adapters: Adapters) -> Adapters:
-        """The adapters, once it is certain that they are of this base."""
+        """The adapters, once it is certain that they are of a base of these shapes."""
+        return unflatten(self._like(params), flatten(adapters))
+
+    def _like(self, params: Tree) -> Adapters:
+        """The shapes and types of the adapters of a base."""
 
         def one(linear: Linear) -> Adapter:
             return Adapter(*(jax.ShapeDtypeStruct(shape, linear.kernel.dtype) for shape in self._shapes(linear.kernel)))  # type: ignore[arg-type]
 
-        return unflatten({name: one(linear) for name, linear in self._targets(params).items()}, flatten(adapters))
+        return {name: one(linear) for name, linear in self._targets(params).items()}
 
 
 def _is_linear(leaf: Any) -> bool:

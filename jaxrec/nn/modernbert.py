@@ -20,8 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxrec.nn.attention import Attention, Context, check_heads
+from jaxrec.limits import check
+from jaxrec.nn.attention import Attention, check_heads
 from jaxrec.nn.bert import ACTIVATIONS, BidirectionalEncoder, held_model
+from jaxrec.nn.context import Context
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
@@ -156,11 +158,10 @@ class ModernBERT(BidirectionalEncoder):
     dropout: float = 0.0
 
     def __post_init__(self):
+        check(self, dim=1, layers=1, heads=1, hidden=1, length=1, every=1, window=0, epsilon=0, dropout=(0, 1))
         check_heads(self.dim, self.heads)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is not one of {', '.join(ACTIVATIONS)}")
-        if self.layers < 1 or self.every < 1 or self.window < 0:
-            raise ValueError(f"layers={self.layers} and every={self.every} must be at least 1, and window={self.window} not below 0")
 
     @property
     def longest(self) -> int:

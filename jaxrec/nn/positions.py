@@ -29,6 +29,8 @@ class RelativeBias:
         """Declares `buckets` of distance; if causal all are for the past, else half of them for each side."""
         if buckets < 4 or buckets % 4:
             raise ValueError(f"buckets={buckets} must be a multiple of 4: exact and logarithmic ones, on both sides")
+        if furthest <= (exact := buckets // (2 if causal else 4)):
+            raise ValueError(f"furthest={furthest} must be above {exact}, the distances with one of buckets={buckets} each; take fewer, or look further")
         return cls(Param((buckets, heads), (None, "heads"), normal(0.02)), furthest, causal)  # type: ignore[arg-type]
 
     def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
@@ -97,6 +99,8 @@ class Rotary:
             raise ValueError(f"scaling={self.scaling!r} is none of {', '.join(SCALINGS)}")
         if not (0 < self.factor < math.inf and 0 < self.theta < math.inf and 0 < self.share <= 1):
             raise ValueError(f"factor={self.factor} and theta={self.theta} must be above 0, and share={self.share} above 0 and at most 1")
+        if not (self.original > 0 and 0 < self.low < self.high < math.inf):
+            raise ValueError(f"original={self.original} must be above 0, and low={self.low} above 0 and below high={self.high}: between them frequencies blend")
 
     def frequencies(self, width: int) -> np.ndarray:
         """[width * share / 2] radians per position."""

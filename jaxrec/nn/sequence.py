@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxrec.method import Batch
-from jaxrec.nn.attention import packed
+from jaxrec.nn.context import packed
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.features import Feature, FeatureEncoder
 from jaxrec.nn.linear import dropout
@@ -50,8 +50,10 @@ class SequenceEncoder:
         ids: bool = True,
         features: tuple[Feature, ...] = (),
         bias: RelativeBias | Alibi | None = None,
+        stddev: float | None = None,
     ) -> SequenceEncoder:
         """Declares `layers` of `block` over a table of `rows` vectors if `ids`; `length` positions are learned if `positions`; distances may have a `bias`.
+        Item and position vectors begin with standard deviation `stddev`, by default width ** -0.5.
 
         Raises:
           ValueError: items have neither vectors of their own nor features.
@@ -59,9 +61,9 @@ class SequenceEncoder:
         if not ids and not any(feature.of == "item" for feature in features):
             raise ValueError('ids=False leaves an item only its features, and there are none; set features=(Feature("text", kind="vector"),), or ids=True')
         return cls(
-            item=Embedding.spec(rows, width) if ids else None,
+            item=Embedding.spec(rows, width, stddev=stddev) if ids else None,
             features={feature.name: FeatureEncoder.spec(feature, width) for feature in features},
-            position=Embedding.spec(length, width) if positions else None,
+            position=Embedding.spec(length, width, stddev=stddev) if positions else None,
             stack=Stack.spec(block, layers),
             norm=LayerNorm.spec(width),
             bias=bias,

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxrec.nn.attention import Attention, AttentionKind, CrossAttention, check_heads
+from jaxrec.limits import check
+from jaxrec.nn.attention import Attention, AttentionKind, CrossAttention
 from jaxrec.nn.bert import BidirectionalEncoder
 from jaxrec.nn.decoder import DecoderBlock
 from jaxrec.nn.embedding import Embedding
@@ -97,7 +98,9 @@ class T5(BidirectionalEncoder):
     def __post_init__(self):
         if self.feed not in FEEDS:
             raise ValueError(f"feed={self.feed!r} is not one of {', '.join(FEEDS)}")
-        check_heads(self.heads * self.head, self.heads)
+        check(self, vocabulary=1, dim=1, layers=1, decoder_layers=0, heads=1, head=1, hidden=1, epsilon=0, dropout=(0, 1))
+        if not 0 <= self.start < self.vocabulary:
+            raise ValueError(f"start={self.start} is none of the {self.vocabulary} tokens, numbered from 0; outputs begin with a token")
 
     @property
     def longest(self) -> int:

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.nn.attention import Context
+from jaxrec.limits import check
+from jaxrec.nn.context import Context
 from jaxrec.nn.language_model import Decoder
 from jaxrec.nn.transformer import Between
 
@@ -64,8 +65,7 @@ class TokenPrepending:
         for name, known in (("plan", get_args(Plan)), ("pooling", get_args(PlanPooling)), ("last_block_end", ("text", "suffix"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.start < 0 or self.exit < 0 or self.max_blocks < 1:
-            raise ValueError(f"start={self.start} and exit={self.exit} must be at least 0, and max_blocks={self.max_blocks} at least 1")
+        check(self, start=0, exit=0, max_blocks=1)
 
     @property
     def front(self) -> bool:

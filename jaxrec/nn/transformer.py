@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxrec.nn.attention import SOFTMAX, Attention, AttentionKind, Context
+from jaxrec.nn.attention import SOFTMAX, Attention, AttentionKind
+from jaxrec.nn.context import Context
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.param import stack

@@ -15,18 +15,15 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.nn.context import Context
 from jaxrec.nn.norm import RMSNorm, unit
 from jaxrec.param import Param, constant, normal, zeros
 from kernels.threshold_attention import gates, threshold_attention, visible_counts
-
-if TYPE_CHECKING:
-    from jaxrec.nn.attention import Context
 
 HIDDEN = -1e30
 """The score of a key that may not be seen; finite, so that a fully hidden block has no NaN."""

@@ -34,6 +34,17 @@ def contrastive(scores: jax.Array, excluded: jax.Array, weight: jax.Array) -> tu
     return (jnp.where(weight > 0, jax.nn.logsumexp(scores, axis=1) - jnp.diagonal(scores), 0) * weight).sum(), weight.sum()
 
 
+def triplet(scores: jax.Array, excluded: jax.Array, weight: jax.Array, margin: float) -> tuple[jax.Array, jax.Array]:
+    """(sum, weight) of the mean over a row's negatives of relu(margin - s+ + s-): 0 once its own score beats each of them by the margin.
+
+    A row's own score s+ is on the diagonal of [B, C], its negatives s- are the others that are not `excluded` [B, C].
+    """
+    rows = jnp.arange(len(scores))
+    negative = (~excluded).at[rows, rows].set(False)
+    missing = jnp.where(negative, jax.nn.relu(margin - jnp.diagonal(scores)[:, None] + scores), 0).sum(axis=1)
+    return (jnp.where(weight > 0, missing / jnp.maximum(negative.sum(axis=1), 1), 0) * weight).sum(), weight.sum()
+
+
 def divergence(teacher: jax.Array, scores: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(sum, weight) of KL(softmax(teacher) || softmax(scores)) over each row's documents [B, 1 + S]."""
     wanted, given = jax.nn.log_softmax(teacher.astype(jnp.float32), axis=1), jax.nn.log_softmax(scores, axis=1)

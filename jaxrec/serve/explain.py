@@ -2,7 +2,8 @@
 
     score = sum over query tokens i of max over document tokens j of <q_i, d_j>
 
-Each term of the sum has one document token behind it. `Explanation.text` prints a line for each; `Explanation.html` is one file without outside parts.
+Each term of the sum has one document token behind it; a token is what has a vector, a word piece or a whole word. `Explanation.text` prints a line for
+each; `explain_page.page` makes one file of it, without outside parts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import numpy as np
 from jaxrec.data.passages import Passages
 from jaxrec.data.tokenizers import MARKS, Frame, bert_frame, tokenize
 from jaxrec.method import Encoder, Vectors
+from jaxrec.methods.late_interaction.colbert import ColBERT
+from jaxrec.methods.late_interaction.colberter import APART
 from jaxrec.param import Tree
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ MASK = "[MASK]"
 SHOWN = {MARKS["query"]: "[Q]", MARKS["document"]: "[D]"}
 BEGINS = ("\u0120", "\u2581")  # what tokens begin with that begin a word, in tokenizers of language models
 BLANK = "\u2423"  # a token of space alone
+NO_WORD = "[no word]"  # what a document is compared by that has none
 CONTEXT = 3  # words on either side of an answer
 CLOSING, OPENING, JOINING = {*",.;:!?)]}%"}, {*"([{$#"}, {*"-/'’_@"}
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -42,9 +46,9 @@ class Explanation:
     """A query and a document, token by token.
 
     Attributes:
-      query: [N] word pieces.
-      document: [M] word pieces.
-      similarity: [N, M] float32; -inf at document tokens that are not compared (punctuation).
+      query: [N] word pieces, or whole words.
+      document: [M] likewise, each as often as the text has it.
+      similarity: [N, M] float32; -inf at document tokens that are not compared (punctuation), and between a word and a whole text.
       name: of the document.
     """
 
@@ -109,12 +113,6 @@ class Explanation:
         own = f"{self.total - self.expansion:.3f} from {len(self.query) - masks} tokens of the query"
         return f"{self.total:.3f} = {own} + {self.expansion:.3f} from {masks} {MASK}{share}"
 
-    def html(self) -> str:
-        """The explanation as a page of its own: HTML, style and script in one text, nothing fetched, everything escaped."""
-        from jaxrec.serve.explain_page import page
-
-        return page(self)
-
 
 def explanation(
     query_tokens: Sequence[str],
@@ -151,7 +149,8 @@ def explanation(
         if (wrong := ~np.isfinite(vectors).all(axis=1)).any():
             place = int(wrong.argmax())
             raise ValueError(f"the vector of {what} token {place}, {tokens[place]!r}, is not finite; the model or its parameters are broken")
-    similarity = np.where(kept[None, :], queries @ np.where(kept[:, None], documents, 0).T, np.float32(-np.inf))  # [N, M]
+    similarity = queries @ np.where(kept[:, None], documents, 0).T  # [N, M]
+    similarity = np.where(kept[None, :] & (similarity > -APART), similarity, np.float32(-np.inf))
     return Explanation(tuple(query_tokens), tuple(document_tokens), similarity, name)
 
 
@@ -161,7 +160,7 @@ def explain(
     """Encodes one query and one document, and explains their score.
 
     Args:
-      system: gives one vector per word piece.
+      system: gives one vector per word piece, or says as `ColBERT.pieces` does which of them a vector stands for.
       params: of the system.
       query_pieces: [Tq] int32, as `tokenize` gives them, padding included: a system may fill it up.
       document_pieces: [Td] int32.
@@ -172,21 +171,25 @@ def explain(
     Raises:
       ValueError: the system gives another number of vectors than there are word pieces.
     """
-    asked, found = jax.device_get(_encode(system, params, jnp.asarray(query_pieces)[None], jnp.asarray(document_pieces)[None]))
-    for what, vectors, pieces in (("query", asked, query_pieces), ("document", found, document_pieces)):
-        if vectors.mask.shape != (1, len(pieces)):
+    asked, found, *owners = jax.device_get(_encode(system, params, jnp.asarray(query_pieces)[None], jnp.asarray(document_pieces)[None]))
+    for what, vectors, owner, pieces in (("query", asked, owners[0], query_pieces), ("document", found, owners[1], document_pieces)):
+        if vectors.mask.shape != owner.shape[:2]:
             count = vectors.mask.shape[1]
             raise ValueError(f"{type(system).__name__} gives {count} vectors for the {len(pieces)} word pieces of a {what}; only one for each can be explained")
     frame = frame or bert_frame(tokenizer)
     tokens = [MASK if piece == frame.pad else _piece(tokenizer, frame, piece) for piece in query_pieces]  # padding that is compared stands for [MASK]
-    kept = asked.mask[0]
+    first = {row: token for token, row in reversed(_tokens(tokens, owners[0][0]))}  # a word that occurs again has one vector
+    kept = np.flatnonzero(asked.mask[0])
     length = int(np.flatnonzero(np.asarray(document_pieces) != frame.pad).max(initial=-1)) + 1
+    shown = _tokens([_piece(tokenizer, frame, piece) for piece in document_pieces[:length]], owners[1][0])
+    shown = [(NO_WORD, row) for row in np.flatnonzero(found.mask[0] & ~owners[1][0].any(axis=1)).tolist()] + shown
+    rows = np.array([row for _, row in shown], int)
     return explanation(
-        [token for token, keep in zip(tokens, kept, strict=True) if keep],
+        [first[row] for row in kept.tolist()],
         asked.values[0][kept],
-        [_piece(tokenizer, frame, piece) for piece in document_pieces[:length]],
-        found.values[0][:length],
-        compared=found.mask[0][:length],
+        [token for token, _ in shown],
+        found.values[0][rows],
+        compared=found.mask[0][rows] & (rows >= 0),
         name=name,
     )
 
@@ -218,10 +221,26 @@ def explain_document(system: Encoder, params: Tree, data: Passages, query: str, 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(system: Encoder, params: Tree, query: jax.Array, document: jax.Array) -> tuple[Vectors, Vectors]:
+def _encode(system: Encoder, params: Tree, query: jax.Array, document: jax.Array) -> tuple[Vectors, Vectors, jax.Array, jax.Array]:
+    """Vectors of a query and of a document, and for both the pieces that each vector stands for, [1, V, T] bool."""
     batch: Mapping[str, Any] = {"query": query, "document": document}
+    asked, found = (jnp.eye(ids.shape[1], dtype=bool)[None] for ids in (query, document))
+    if isinstance(system, ColBERT):
+        asked, found = system.pieces(query, document=False), system.pieces(document, document=True)
     with jax.default_matmul_precision("highest"):  # accelerators would round float32 products to tf32 or bfloat16
-        return system.encode_query(params, batch), system.encode_item(params, batch)
+        return system.encode_query(params, batch), system.encode_item(params, batch), asked, found
+
+
+def _tokens(pieces: Sequence[str], owner: np.ndarray) -> list[tuple[str, int]]:
+    """(token, row of its vector, -1 for none) in the order of the text, the pieces of a word put together where they have one vector: `owner` [V, T]."""
+    rows = np.where(owner.any(axis=0), owner.argmax(axis=0), -1)[: len(pieces)].tolist()
+    tokens: list[tuple[str, int]] = []
+    for place, (piece, row) in enumerate(zip(pieces, rows, strict=True)):
+        if place and row >= 0 and row == rows[place - 1] and continues(pieces, place):
+            tokens[-1] = tokens[-1][0] + spelled(piece), row
+        else:
+            tokens.append((piece, row))
+    return tokens
 
 
 def _piece(tokenizer: Tokenizer, frame: Frame, piece: int) -> str:

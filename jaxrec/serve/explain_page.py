@@ -153,7 +153,8 @@ def _matrix(explanation: Explanation) -> str:
     for place, label in enumerate(labels_of(explanation.query)):
         cells = []
         for column in columns:
-            number = str(round(100 * float(explanation.similarity[place, column]))).replace("-", "−")
+            value = float(explanation.similarity[place, column])
+            number = str(round(100 * value)).replace("-", "−") if np.isfinite(value) else ""
             best = column == explanation.answers[place]
             cells.append(f'<td class="s{level[place, column]} best"><b>{number}</b></td>' if best else f'<td class="s{level[place, column]}">{number}</td>')
         rows.append(f'<tr><th scope="row" dir="auto">{escape(label)}</th>{"".join(cells)}</tr>')
@@ -264,7 +265,7 @@ function show(place) {
   for (const piece of pieces) {
     const cell = row && row.cells[Number(piece.dataset.column) + 1];
     piece.className = piece.className.replace(/ (s[0-9]|answer)(?= |$)/g, "") + (cell ? " " + cell.className.replace("best", "answer") : "");
-    piece.title = cell ? "similarity " + (Number(cell.textContent.replace("\\u2212", "-")) / 100).toFixed(2) : "";
+    piece.title = cell && cell.textContent ? "similarity " + (Number(cell.textContent.replace("\\u2212", "-")) / 100).toFixed(2) : "";
   }
   says.textContent = row ? buttons[place].dataset.says : says.dataset.rest;
   says.classList.toggle("on", Boolean(row));

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import importlib.metadata
 import json
 import sys
@@ -26,7 +25,7 @@ from jaxrec.index.multivector import ExactMultiVector, Plaid
 from jaxrec.index.multivector.plaid import NORM
 from jaxrec.index.scann import installed
 from jaxrec.method import Encoder, Generator
-from jaxrec.param import Tree, flatten
+from jaxrec.param import Tree, fingerprint, flatten
 from jaxrec.serve.bundle import MANIFEST, write_manifest
 from jaxrec.serve.programs import LISTED, single, write_encoder, write_generator, write_retriever
 from jaxrec.serve.search_bundle import RETRIEVER
@@ -83,7 +82,7 @@ def export_search(experiment: Experiment, params: Tree, step: int, folder: Path,
     collection = data.collection()
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     documents = encode(method, params, data.tokens()["documents"], "document", pad=data.info()["pad"])
-    encoder = hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves.values())).hexdigest()[:16]
+    encoder = fingerprint(leaves)
     if len(documents) <= EXACT:
         engine = ExactMultiVector(fingerprint=encoder)
     else:  # Plaid keeps directions alone

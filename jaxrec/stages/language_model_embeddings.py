@@ -19,6 +19,7 @@ import numpy as np
 from jaxrec.data.sentences import sentence_ends
 from jaxrec.interop import safetensors_files
 from jaxrec.interop.tokenizer_files import check_known, open_tokenizer
+from jaxrec.limits import check
 from jaxrec.nn import language_families, token_prepending
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.nn.token_prepending import Row, TokenPrepending
@@ -32,6 +33,7 @@ HTP = TokenPrepending()
 PLACE = "{text}"
 """Where the text goes in a prompt."""
 LENGTH = 512
+LAYOUT = 2  # of rows; raised when the same options come to give other rows, so that no vectors of both kinds are mixed
 PROMPTS = {"echo": f"{PLACE}\n{PLACE}", "prompt_eol": f'This text: "{PLACE}" means in one word: "'}
 """What is read where no prompt is given; of the other plans, the text alone."""
 
@@ -45,7 +47,8 @@ class LanguageModelEncoder(TextEncoder):
     Attributes:
       model: folder or hub id. Its files' content counts in the fingerprint, not where they lie.
       prepending: the plan, and which layers it takes part in.
-      prompt: with {text} in it, and twice for the plan "echo"; "" = the plan's own.
+      prompt: with {text} in it, and twice for the plan "echo"; "" = the plan's own. A row that would begin with a placeholder begins with the model's
+        `bos_token_id` instead.
       blocks: tokens of a block; 0 = a block is a sentence.
       length: most tokens of a row, prompt and placeholders included; longer texts are cut. 0 = `LENGTH`, or what the model reads if that is less.
       batch: texts at a time.
@@ -61,13 +64,12 @@ class LanguageModelEncoder(TextEncoder):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        if self.blocks < 0 or self.length < 0 or self.batch < 1:
-            raise ValueError(f"blocks={self.blocks} and length={self.length} must be at least 0, and batch={self.batch} at least 1")
+        check(self, blocks=0, length=0, batch=1)
         if self._prompt.count(PLACE) != self.prepending.copies:
             raise ValueError(f"prompt={self.prompt!r} must hold {PLACE} {self.prepending.copies} times for plan={self.prepending.plan}")
 
     def inputs(self) -> dict[str, Any]:
-        return safetensors_files.contents(self.model, "config.json", "tokenizer.json")
+        return safetensors_files.contents(self.model, "config.json", "tokenizer.json") | {"layout of rows": LAYOUT}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[n, D] float32."""
@@ -114,7 +116,8 @@ class LanguageModelEncoder(TextEncoder):
             params = language_families.from_hf(model, safetensors_files.open_tensors(folder), dtype=jnp.dtype(self.dtype), stacked=False)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
-        return _Loaded(model, params, tokenizer)
+        begins = config.get("bos_token_id")
+        return _Loaded(model, params, tokenizer, begins if isinstance(begins, int) else None)
 
     @functools.cached_property
     def _pieces(self) -> list[list[int]]:
@@ -124,9 +127,24 @@ class LanguageModelEncoder(TextEncoder):
         whole = tokenizer.encode("a", add_special_tokens=True)
         self._known(whole.ids, "a row")
         plain = whole.special_tokens_mask.index(0) if 0 in whole.special_tokens_mask else len(whole.ids)
-        begin = whole.ids[:plain]
+        begin = whole.ids[:plain] + pieces[0]
+        if not begin and (self.prepending.front or self.prepending.own):
+            begin = self._first()
         end = [token for token, special in zip(whole.ids[plain:], whole.special_tokens_mask[plain:], strict=True) if special]
-        return [begin + pieces[0], *pieces[1:-1], pieces[-1] + end]
+        return [begin, *pieces[1:-1], pieces[-1] + end]
+
+    def _first(self) -> list[int]:
+        """What stands before placeholders where neither the prompt nor the tokenizer begins a row.
+
+        Models put attention that is to go nowhere on the first token. Written over, it is no place for that any more, and all states suffer.
+        """
+        token = self._loaded.begins
+        if token is None:
+            raise ValueError(
+                f"{self.model}: rows would begin with a placeholder, for its tokenizer begins them with nothing and its config.json has no "
+                f"bos_token_id; give a prompt with something before {PLACE}, like 'Text: {PLACE}'"
+            )
+        return self._known([token], "bos_token_id in config.json")
 
     def _rows(self, texts: Sequence[str], length: int) -> list[Row]:
         rows = []
@@ -157,6 +175,7 @@ class _Loaded:
     model: LanguageModel
     params: Decoder
     tokenizer: Tokenizer
+    begins: int | None  # the token that begins a row, if the configuration names one
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrec.artifact import say
 from jaxrec.interop import safetensors_files
+from jaxrec.limits import check
 from jaxrec.nn import encoders
 from jaxrec.nn.bert import BidirectionalEncoder, Pooling
 from jaxrec.ops.padding import padded_length
@@ -61,8 +62,7 @@ class TfidfSvd(TextEncoder):
     seed: int = 0
 
     def __post_init__(self):
-        if self.dim < 1 or self.min_count < 1:
-            raise ValueError(f"dim={self.dim} and min_count={self.min_count} must be at least 1")
+        check(self, dim=1, min_count=1)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         from sklearn.feature_extraction.text import TfidfVectorizer  # a second to import, and only a build needs it
@@ -105,8 +105,7 @@ class BertEncoder(TextEncoder):
     batch: int = field(default=64, metadata={"fingerprint": False})
 
     def __post_init__(self):
-        if self.length < 2 or self.batch < 1:
-            raise ValueError(f"length={self.length} must be at least 2 (the first and last token are BERT's own), and batch={self.batch} at least 1")
+        check(self, length=2, batch=1)  # the first and last token are BERT's own
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling={self.pooling!r} is not one of mean, cls")
 

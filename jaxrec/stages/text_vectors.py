@@ -115,7 +115,6 @@ def write_vectors(encoder: TextEncoder, source: Path, output: Path, *, key: str 
     if not source.is_file():
         raise FileNotFoundError(f"there is no file {source}; give the path of the texts, {' or '.join(KINDS)}")
     path = output if output.suffix == ".npy" else output / "vectors.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
     record, chunks = path.with_suffix(".json"), path.with_suffix(".chunks")
     made_of = _made_of(encoder, source, key, chunk)
     _refuse_others(path, record, chunks)
@@ -129,7 +128,12 @@ def write_vectors(encoder: TextEncoder, source: Path, output: Path, *, key: str 
             if begun.exists() and next(chunks.glob("*.npz"), None):
                 _check_same(safetensors_files.read_json(begun), made_of, chunks)
             write_atomically(begun, json.dumps(made_of, indent=1))
-            files = _write_chunks(encoder, source, key, chunk, chunks)
+            try:
+                files = _write_chunks(encoder, source, key, chunk, chunks)
+            except BaseException:
+                if not next(chunks.glob("*.npz"), None):  # refused before the first: there is nothing to go on from
+                    shutil.rmtree(chunks)
+                raise
             written = _joined(files, chunks / "vectors.npy", path)
             stated = {name: value for name, value in dataclasses.asdict(written).items() if name != "path"}
             write_atomically(record, json.dumps({**stated, "made_of": made_of}, indent=1))
@@ -153,6 +157,8 @@ def read_texts(path: Path, key: str = "text") -> Iterator[str]:
                 value = line if path.suffix == ".txt" else json.loads(line)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8 text; save the file as UTF-8") from None
+            except RecursionError:
+                raise ValueError(f"{path}:{number}: lists or objects are nested too deeply to be read; remove what is nested, or the line") from None
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: not JSON ({error}); write one object or string on each line") from None
             text = value.get(key) if isinstance(value, dict) else value
@@ -175,7 +181,11 @@ def _made_of(encoder: TextEncoder, source: Path, key: str, chunk: int) -> dict[s
 
 
 def _refuse_others(path: Path, record: Path, chunks: Path) -> None:
-    """Raises ValueError where somebody else's file would be overwritten, or removed with the chunks."""
+    """Raises ValueError where vectors cannot lie, or somebody else's file would be overwritten, or removed with the chunks."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and a file is to be written there; give {path}/vectors.npy, or another name")
+    if file := next((place for place in path.parents if place.exists() and not place.is_dir()), None):
+        raise ValueError(f"{file} is a file, and {path} would lie in a folder of that name; choose another output, like {file.with_suffix('.npy')}")
     if path.exists() and not record.exists():
         raise ValueError(f"{path} exists, and {record.name} beside it does not say of what it was made; choose another output, or remove it")
     fix = "so it is left alone; choose another output, or move it"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxrec.artifact import Artifact
-from jaxrec.train.checkpoint import read_params, run_content
+from jaxrec.train.checkpoint import run_content
+from jaxrec.train.part import read
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class Average(Artifact):
 
 
 def _load(run: Artifact | str) -> dict[str, np.ndarray]:
-    leaves = read_params(Path(run))[0] if isinstance(run, str) else run.get()
-    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
+    return {name: np.asarray(leaf) for name, leaf in read(run).items()}
 
 
 def _name(run: Artifact | str) -> str:

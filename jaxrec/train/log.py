@@ -1,10 +1,11 @@
-"""What a run says while it goes: a progress line, a JSON line per report, TensorBoard curves."""
+"""What a run says while it goes: a progress bar or line, a JSON line per report, TensorBoard curves."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sys
 import time
@@ -37,7 +38,7 @@ class Log:
                 self._records.append(Board(workdir / "tensorboard"))
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        """Records values at a step and refreshes the progress line."""
+        """Records values at a step and shows them: behind the bar on a terminal, in a line of their own elsewhere."""
         if self._quiet:
             return
         seconds = time.perf_counter() - self._began
@@ -51,8 +52,7 @@ class Log:
             self._stop_recording(error)
         left = (self._steps - step) / rate if rate > 0 else 0.0
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        line = f"step {step:,}/{self._steps:,}  {shown}  {rate * self._per_step:,.0f} examples/s  ETA {clock(left)}"
-        self._show(line)
+        self._show(step, f"step {step:,}/{self._steps:,}  {shown}  {rate * self._per_step:,.0f} examples/s  ETA {clock(left)}")
 
     def note(self, message: str) -> None:
         """Prints a line of its own."""
@@ -73,9 +73,10 @@ class Log:
                 record.close()
         self._records = []
 
-    def _show(self, line: str) -> None:
+    def _show(self, step: int, line: str) -> None:
         if sys.stderr.isatty():
-            sys.stderr.write("\r\033[K" + line)
+            whole = f"{bar(step / self._steps if self._steps else 1.0)} {line}"
+            sys.stderr.write("\r\033[K" + whole[: shutil.get_terminal_size().columns - 1])  # a line that wraps could not be written over
             sys.stderr.flush()
         else:
             say(line)
@@ -121,6 +122,12 @@ class Board:
 
     def close(self) -> None:
         self._file.close()
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A share, 0..1, as a bar: `[#####...............]  25%`."""
+    filled = int(share * width)
+    return f"[{'#' * filled}{'.' * (width - filled)}] {share:4.0%}"
 
 
 def clock(seconds: float) -> str:

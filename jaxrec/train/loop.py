@@ -22,6 +22,7 @@ from jaxrec.method import Starter
 from jaxrec.param import Tree, count
 from jaxrec.train.checkpoint import Checkpoints, fill, read_identity, start_from, stored_steps
 from jaxrec.train.log import Log
+from jaxrec.train.part import check_bases
 from jaxrec.train.step import Runner, State, is_finite, make_runner
 
 
@@ -163,6 +164,7 @@ def begin(experiment: Experiment, runner: Runner, tables: dict[str, np.ndarray],
     if not (tables or experiment.init_from or isinstance(experiment.method, Starter)):
         return state
     params = start_from(fill(runner.read(state).params, tables), experiment.init_from)
+    check_bases(params, experiment.init_from, gathered)
     for prefix, at in experiment.init_from.items():
         if isinstance(at, str) and (other := other_tables(experiment, prefix, Path(at))):
             say(f"note: {at} learned with other {', '.join(other)} than are used here; what stands for a code or an item there may not do so here")

@@ -62,10 +62,11 @@ class Stream:
       spaces: where the tile of each of them goes, VMEM or SMEM.
       alignment: tokens that a tile starts at a multiple of.
       similarity: of (tiles, queries, constants, scratch), all references, the similarities [TOKEN_TILE, Q] float32.
-      split: the query tokens [Q, D] as the arrays of that shape that `similarity` reads.
+      split: the query tokens [Q, D] as the arrays of that shape that `similarity` reads, each for a product with the tile.
       constants: arrays that it reads whole, with their places.
       scratch: shapes of what it writes between.
       vmem: bytes that this takes beyond the usual.
+      flops, transcendentals: operations that make a token what is multiplied, and finish its similarities.
     """
 
     sources: tuple[Array, ...]
@@ -76,6 +77,8 @@ class Stream:
     constants: tuple[tuple[Array, pl.BlockSpec], ...] = ()
     scratch: tuple[Any, ...] = ()
     vmem: int = 0
+    flops: int = 0
+    transcendentals: int = 0
 
 
 def vectors(tokens: Array) -> Stream:
@@ -102,7 +105,9 @@ def stream_scorer(queries: Array, query_mask: Array, stream: Stream, documents: 
         some = len(offsets) - 1
         padded, share = -(-some // DOCUMENTS) * DOCUMENTS, some / max(documents, 1)
         offsets = jnp.concatenate([offsets, jnp.broadcast_to(offsets[-1:], padded - some)]).astype(jnp.int32)
-        read = sum(source.nbytes for source in stream.sources) * share
+        read = tiles * share * sum(source.nbytes for source in stream.sources)
+        once = sum(array.nbytes for array in (weight, *asked, *(array for array, _ in stream.constants)))
+        decoded = tiles * share * tokens
         found = pl.pallas_call(
             functools.partial(_ragged_kernel, stream=stream, tokens=tokens),
             grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -125,9 +130,9 @@ def stream_scorer(queries: Array, query_mask: Array, stream: Stream, documents: 
             out_shape=jax.ShapeDtypeStruct((tiles, padded, LANES), jnp.float32),
             compiler_params=_compiler_params(stream.vmem),
             cost_estimate=pl.CostEstimate(
-                flops=int(2 * tokens * share * len(tiled) * dim),
-                transcendentals=0,
-                bytes_accessed=int(tiles * read + sum(array.nbytes for array in asked) + 4 * tiles * padded * LANES),
+                flops=int(2 * tokens * share * len(tiled) * dim * len(asked) + decoded * stream.flops),
+                transcendentals=int(decoded * stream.transcendentals),
+                bytes_accessed=int(read + once + 4 * tiles * padded * LANES),
             ),
             interpret=dispatch.interpret(),
             name=name,
@@ -165,7 +170,7 @@ def _dense(queries: Array, documents: Array, query_mask: Array, document_mask: A
         cost_estimate=pl.CostEstimate(
             flops=2 * count * length * columns * dim,
             transcendentals=0,
-            bytes_accessed=tiles * documents.nbytes + tiled.nbytes + sum(4 * shape.size for shape in shapes),
+            bytes_accessed=tiles * documents.nbytes + tiled.nbytes + weight.nbytes + sum(4 * shape.size for shape in shapes),
         ),
         interpret=dispatch.interpret(),
         name="maxsim_dense",

@@ -68,7 +68,8 @@ def bfloat16_parts(values: Array) -> tuple[Array, ...]:
 
 
 def _residual(tokens: ResidualTokens) -> Stream:
-    residuals = lax.bitcast_convert_type(tokens.residuals, jnp.int8)
+    residuals, dim = lax.bitcast_convert_type(tokens.residuals, jnp.int8), tokens.dim
+    entry = 2 * residuals.shape[1] + 4 + 2 * 2**tokens.bits + 4 * tokens.normalize  # its byte, its bucket, its weight, and a share of the norm
     table = pl.BlockSpec(tokens.centroids.shape, lambda q, c, offsets: (0, 0), pipeline_mode=pl.Buffered(1))
     return Stream(
         (pad_tokens(residuals, LANES), _by_lanes(tokens.codes.astype(jnp.int32))),
@@ -76,8 +77,10 @@ def _residual(tokens: ResidualTokens) -> Stream:
         LANES,
         functools.partial(_residual_similarity, bits=tokens.bits, normalize=tokens.normalize),
         constants=((tokens.centroids, table), (tokens.weights, pl.BlockSpec(memory_space=pltpu.SMEM))),
-        scratch=(pltpu.VMEM((TOKEN_TILE, tokens.dim), jnp.float32),),
+        scratch=(pltpu.VMEM((TOKEN_TILE, dim), jnp.float32),),
         vmem=_table_bytes(tokens),
+        flops=dim * entry,
+        transcendentals=int(tokens.normalize),
     )
 
 

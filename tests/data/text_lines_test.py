@@ -107,6 +107,10 @@ def test_bad_json_lines_name_the_line(tmp_path: Path, text: str, message: str):
         read_json_lines(_write(tmp_path / "j", text), {"id": int})
 
 
+def test_pairs_of_surrogates_are_one_character(tmp_path: Path):
+    assert read_json_lines(_write(tmp_path / "j", '{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}'), {}) == [{"a": "\U0001f600", "b": "\\ud800"}]
+
+
 def test_empty_text_in_json_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"j:1: 'asin' must be non-empty str, got ''"):
         read_json_lines(_write(tmp_path / "j", '{"asin": ""}'), {"asin": str})

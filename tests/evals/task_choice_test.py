@@ -84,3 +84,6 @@ def test_retraining_learns_the_tasks_and_gives_its_base_alone_to_new_ones(tmp_pa
     for name, leaf in flatten(fresh).items():
         np.testing.assert_array_equal(started[name], trained[name] if name.startswith("base.") else leaf)
         assert name.startswith("base.") or not np.array_equal(leaf, trained[name])
+    alone = dataclasses.replace(experiment, steps=1, init_from={"adapters": Part(str(tmp_path / "run"), "adapters")})
+    with pytest.raises(ValueError, match=r"adapters that start adapters were trained on the base \w{16}, and base is \w{16}; start the base from the same run"):
+        train(alone, tmp_path / "alone")

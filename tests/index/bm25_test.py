@@ -71,8 +71,9 @@ def test_many_queries_at_once_are_as_one_by_one(monkeypatch):
 def test_errors_name_the_value_and_the_fix():
     with pytest.raises(ValueError, match="none of the 2 documents has a word"):
         BM25Index(["", "?!"])
-    with pytest.raises(ValueError, match=r"k1=-1, b=0.4: BM25 needs k1 >= 0 and b from 0 to 1"):
-        BM25Index(TEXTS, k1=-1)
+    for k1 in (-1, float("nan")):
+        with pytest.raises(ValueError, match=rf"k1={k1}, b=0.4: BM25 needs a finite k1 >= 0 and b from 0 to 1"):
+            BM25Index(TEXTS, k1=k1)
     with pytest.raises(ValueError, match="k=7 is more than the 6 items of the index; ask for k <= 6"):
         BM25Index(TEXTS).search(["cat"], 7)
     with pytest.raises(ValueError, match="k=0 asks for nothing"):

@@ -157,6 +157,10 @@ def test_as_many_codes_as_distinct_tokens_lose_nothing(tokens):
 def test_more_than_a_byte_of_codes(tokens):
     books = compress.fit_product(tokens, 1, 300, iterations=1)
     assert compress.product_codes(tokens, books).dtype == np.uint16
+    with pytest.raises(ValueError, match="parts=0 and codes=256 must be 1 or more"):
+        compress.fit_product(tokens, 0)
+    with pytest.raises(ValueError, match="centroids=-1 is no number of centroids; use 1 or more, or 0"):
+        compress.ResidualCodec.fit(tokens, centroids=-1)
     with pytest.raises(ValueError, match="16 dimensions do not divide into 5 parts"):
         compress.fit_product(tokens, 5)
 
@@ -228,8 +232,11 @@ def test_pooling_keeps_the_first_and_a_share_of_the_others(tokens):
         np.testing.assert_allclose(np.linalg.norm(pooled, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(compress.pool(document, 99, protected=2)[2], unit(document[2:].mean(axis=0)), atol=1e-6)
     assert compress.pool(document[:1], 3).shape == (1, D) and compress.pool(document[:0], 3).shape == (0, D)
-    with pytest.raises(ValueError, match="factor=0 makes more tokens"):
-        compress.pool(document, 0)
+    for factor in (0, np.nan):
+        with pytest.raises(ValueError, match=f"factor={factor} makes more tokens"):
+            compress.pool(document, factor)
+    with pytest.raises(ValueError, match="protected=-1 tokens cannot stay"):
+        compress.pool(document, 2, protected=-1)
 
 
 def test_pooling_joins_what_is_alike():
@@ -250,8 +257,11 @@ def test_pruning_keeps_the_most_salient(tokens, query):
         score = (query @ tokens[:260][now].T).max(axis=1).sum()
         assert score >= last
         kept, last = set(now.tolist()), score
-    with pytest.raises(ValueError, match="share=1.5 is no share"):
-        compress.salient(weights, 1.5)
+    for share in (1.5, np.nan):
+        with pytest.raises(ValueError, match=f"share={share} is no share"):
+            compress.salient(weights, share)
+    with pytest.raises(ValueError, match=r"weights\[1\] is NaN, which is no more and no less than others"):
+        compress.salient(np.array([1, np.nan, 2]), 0.5)
 
 
 def test_received_attention_sums_to_one():
@@ -282,6 +292,21 @@ def test_every_token_a_seed_changes_nothing(tokens):
     np.testing.assert_allclose(compress.aggregate(tokens[:20], order), tokens[order], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("seeds", "message"),
+    [
+        ([], "seeds must be positions of tokens, one at least, got float64 of shape \\[0\\]; choose them with `farthest`"),
+        ([[0.5, 0.5]], "got float64 of shape \\[1, 2\\]"),
+        ([1, 1], "seeds must be distinct positions, 0 to 49, got \\[1, 1\\]"),
+        ([0, 50], "seeds must be distinct positions, 0 to 49, got \\[0, 50\\]"),
+        ([-1, 0], "seeds must be distinct positions"),
+    ],
+)
+def test_seeds_are_positions(tokens, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        compress.aggregate(tokens[:50], np.array(seeds))
+
+
 def test_farthest_seeds_begin_alike_and_come_closer(tokens):
     document = tokens[:40]
     seeds = compress.farthest(document, 12, first=5)
@@ -296,6 +321,8 @@ def test_farthest_seeds_begin_alike_and_come_closer(tokens):
     assert sorted(compress.farthest(document, 40).tolist()) == list(range(40))
     with pytest.raises(ValueError, match="count=41 seeds of 40 tokens; ask for 1 to 40"):
         compress.farthest(document, 41)
+    with pytest.raises(ValueError, match="first=-1 is none of the 40 tokens"):
+        compress.farthest(document, 2, first=-1)
 
 
 def test_aggregated_tokens_find_what_a_mean_cannot():

@@ -60,8 +60,9 @@ def test_random_lists_are_as_a_dictionary_says(method: str):
 
 
 def test_errors_name_the_value_and_the_fix():
-    with pytest.raises(ValueError, match="constant=-1 must be 0 or more"):
-        reciprocal_rank_fusion([DENSE], 2, constant=-1)
+    for constant in (-1, np.nan):
+        with pytest.raises(ValueError, match=f"constant={constant} must be 0 or more"):
+            reciprocal_rank_fusion([DENSE], 2, constant=constant)
     with pytest.raises(ValueError, match="k=0 asks for nothing"):
         reciprocal_rank_fusion([DENSE], 0)
     with pytest.raises(ValueError, match=r"lists must be ids \[B, K\] of the same B queries, got shapes \[\]"):

@@ -119,6 +119,29 @@ def test_codec_options(engine):
         _ = engine().codec
 
 
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [(Plaid, {name: -1}) for name in ("centroids", "candidates", "decoded", "seed")]
+    + [(engine, {"probes": wrong}) for engine in (Plaid, Warp) for wrong in (0, "x", 1.5)]
+    + [(Warp, {"centroids": 2.5}), (Warp, {"bits": True}), (Muvera, {"repetitions": 0}), (Muvera, {"bits": -1}), (Muvera, {"bits": 40})]
+    + [(Muvera, {"projection": -1}), (Muvera, {"final": -1}), (Muvera, {"depth": "x"}), (Muvera, {"seed": -1}), (Muvera, {"exact_below": None})],
+)
+def test_options_outside_their_limits(engine, options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r} must be (a whole number of )?at least"):
+        engine(**options)
+
+
+@pytest.mark.parametrize(("engine", "name"), [(Plaid, "probes"), (Warp, "probes"), (Muvera, "depth")])
+def test_tuning_has_the_same_limits(engine, name, tmp_path):
+    index = engine([1], [np.eye(8)])
+    with pytest.raises(ValueError, match=f"{engine.__name__}: {name}='x' must be a whole number of at least 1"):
+        index.tune(**{name: "x"})
+    index.tune(**{name: np.int64(5)})  # as whole as others, and `save` can write it
+    index.save(tmp_path / "index")
+    assert engine.load(tmp_path / "index")._options == index._options | {name: 5}
+
+
 @pytest.mark.parametrize("engine", [Plaid, Warp])
 def test_drift_tells_when_to_rebuild(engine, data):
     ids, documents, _ = data

@@ -143,6 +143,8 @@ def test_small_sets_need_no_scann(tmp_path, monkeypatch):
 def test_errors_name_the_fix(data, monkeypatch):
     with pytest.raises(ValueError, match=r"exact_below=10: .* use 256 or more"):
         ScannIndex(exact_below=10)
+    with pytest.raises(ValueError, match=r"ScannIndex: leaves=-1 must be at least 0; reorder='x' must be a whole number of at least 1"):
+        ScannIndex(leaves=-1, reorder="x")  # pyright: ignore[reportArgumentType]
     index = build(data, slice(0, 100))
     with pytest.raises(ValueError, match="k=101 is more than the 100 items"):
         index.search(data[2], 101)

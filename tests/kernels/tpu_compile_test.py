@@ -90,7 +90,8 @@ for shape, dtype, centroids, bits in CASES:
         print(json.dumps({
             "shape": str(shape), "name": name, "kernels": int(name.split()[-1] in program.as_text()), "flops": program.cost_analysis()["flops"],
             "temporaries": program.memory_analysis().temp_size_in_bytes, "decoded": 4 * count * shape.dim,
-            "products": 2 * shape.queries * shape.query_tokens * count * shape.dim,
+            "products": 2 * shape.queries * shape.query_tokens * count * shape.dim * (3 if name == "maxsim_int8" and dtype == jnp.float32 else 1),
+            "decoding": 2 * count * shape.dim * shape.dim * bits // 8 if name == "maxsim_residual" else 0,
         }))
 """
 
@@ -199,7 +200,7 @@ def test_maxsim_of_compressed_documents_compiles(topology):
     for result in results:
         assert result["kernels"] == 1, result
         if not result["name"].startswith("top k"):  # a loop over blocks of documents, which the compiler counts once
-            assert result["flops"] >= result["products"], result
+            assert result["flops"] >= result["products"] + result["decoding"], result
         assert result["temporaries"] < result["decoded"] + 2**20, result
 
 

@@ -12,8 +12,9 @@ import pytest
 from jaxrec.methods.generative import tiger, tiger_decoder
 from jaxrec.methods.generative.sid_generator import tiny_sids
 from jaxrec.methods.sequential import bert4rec, esasrec, hstu, sasrec
-from jaxrec.nn.attention import Attention, AttentionKind, packed
-from jaxrec.nn.positions import Alibi, Rotary
+from jaxrec.nn.attention import Attention, AttentionKind
+from jaxrec.nn.context import packed
+from jaxrec.nn.positions import Alibi, RelativeBias, Rotary
 from jaxrec.nn.transformer import TransformerBlock
 from jaxrec.nn.weights import Entmax, Threshold, entmax
 from jaxrec.param import count, create, flatten, unflatten
@@ -280,11 +281,20 @@ def test_bad_kinds_are_refused():
         ({"alpha": 1.0}, "alpha=1.0 must be above 1"),
         ({"power": 1.5}, "power=1.5 must be a whole number above 0"),
         ({"window": -1}, "window=-1 must be at least 0"),
+        ({"groups": 2.5, "cap": -1.0}, "groups=2.5 must be a whole number of at least 0; cap=-1.0 must be at least 0"),
         ({"weights": "sofmax"}, "weights='sofmax' is none of softmax, threshold"),
         ({"positions": "rotry"}, "positions='rotry' is none of own, rotary"),
     ):
         with pytest.raises(ValueError, match=message):
             AttentionKind(**wrong)
+    for wrong in ({"low": 4.0}, {"original": 0}, {"high": float("nan")}):
+        with pytest.raises(ValueError, match="original=.* must be above 0, and low=.* above 0 and below high="):
+            Rotary(scaling="llama3", **wrong)
+    for causal, buckets, furthest in ((True, 32, 16), (False, 32, 8), (True, 8, 0)):
+        with pytest.raises(
+            ValueError, match=rf"furthest={furthest} must be above {buckets // (2 if causal else 4)}, the distances with one of buckets={buckets}"
+        ):
+            RelativeBias.spec(2, buckets=buckets, furthest=furthest, causal=causal)
     for wrong in ({"factor": 0.0}, {"theta": float("inf")}, {"share": 2.0}):
         with pytest.raises(ValueError, match="must be above 0, and share="):
             Rotary(**wrong)

@@ -12,7 +12,8 @@ from benchmarks.parity import FAMILIES
 from benchmarks.peers.process import Process
 from jaxrec.interop import safetensors_files
 from jaxrec.nn import language_families
-from jaxrec.nn.attention import AttentionKind, packed
+from jaxrec.nn.attention import AttentionKind
+from jaxrec.nn.context import packed
 from jaxrec.nn.language_model import LanguageModel
 from jaxrec.nn.positions import Rotary
 from jaxrec.ops.sampling import greedy, start, write
@@ -257,6 +258,7 @@ def test_misuse_is_told():
     with pytest.raises(ValueError, match="ids and embeddings are both given"):
         jax.eval_shape(lambda params: params(jnp.ones((1, 5), jnp.int32), embeddings=jnp.ones((1, 5, 16))), params)
     for change, message in (
+        ({"layers": 0, "dropout": 1.0}, "^LanguageModel: layers=0 must be at least 1; dropout=1.0 must be at least 0 and below 1$"),
         ({"activation": "swish"}, "activation='swish' is not one of gelu"),
         ({"pattern": ("global", "near")}, "must name the kinds of layers in turn, each 'global' or 'local'"),
         ({"pattern": ("local",)}, "local layers need a window, and only they have one"),

@@ -14,7 +14,7 @@ from jaxrec.nn.attention import AttentionKind
 from jaxrec.nn.language_model import LanguageModel
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.lora import Adapter, LoRA
-from jaxrec.param import count, create, flatten, stack
+from jaxrec.param import count, create, fingerprint, flatten, stack
 
 MODEL = LanguageModel(  # layers 0 and 1 are scanned as a pattern, layer 2 is on its own
     vocabulary=40, dim=16, layers=3, heads=2, hidden=24, length=16, attention=AttentionKind(positions="rotary", window=3), pattern=("local", "global")
@@ -159,8 +159,13 @@ def test_what_is_refused():
             LORA.attach(PARAMS, ADAPTERS, which)
     with pytest.raises(ValueError, match="adapters are chosen for 2 rows, and the input has 4"):
         LORA.attach(PARAMS, ADAPTERS, np.array([0, 1]))(IDS)
-    for wrong in ({"rank": 0}, {"adapters": 0}, {"targets": ()}):
-        with pytest.raises(ValueError, match="must be at least 1, and targets="):
+    for wrong, message in (
+        ({"rank": 0, "adapters": 1.5}, "^LoRA: rank=0 must be at least 1; adapters=1.5 must be a whole number of at least 1$"),
+        ({"alpha": np.nan}, "alpha=nan must be above 0"),
+        ({"targets": ()}, r"targets=\(\) must be a tuple of names"),
+        ({"targets": "qkv"}, r"targets='qkv' must be a tuple of names, like \('qkv', 'output'\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
             dataclasses.replace(LORA, **wrong)
 
 
@@ -173,3 +178,33 @@ def test_adapters_of_another_base_are_refused_by_name_and_shape():
         LORA.attach(PARAMS, create(deeper, jax.random.key(0)), 0)
     with pytest.raises(ValueError, match=r"\.a has shape .*, the model expects"):
         dataclasses.replace(LORA, rank=2).attach(PARAMS, ADAPTERS, 0)
+
+
+def test_a_file_of_adapters_knows_its_base(tmp_path):
+    path = tmp_path / "task.npz"
+    LORA.save(path, PARAMS, ADAPTERS)
+    for one, other in zip(jax.tree.leaves(LORA.load(path, PARAMS)), jax.tree.leaves(ADAPTERS), strict=True):
+        np.testing.assert_array_equal(one, other)
+    other = create(MODEL.spec(), jax.random.key(9))  # the same shapes, other weights
+    with pytest.raises(ValueError, match=f"task.npz holds adapters of the base {fingerprint(PARAMS)}, and the parameters given are {fingerprint(other)}.*give"):
+        LORA.load(path, other)
+    with pytest.raises(ValueError, match=r"holds adapters of alpha=6\.0, and alpha=3\.0 would scale them otherwise; write LoRA\(alpha=6\.0\)"):
+        dataclasses.replace(LORA, alpha=3.0).load(path, PARAMS)
+    with pytest.raises(ValueError, match="parameters that the model does not have: .*feed"):
+        dataclasses.replace(LORA, targets=("qkv", "attention.output")).load(path, PARAMS)
+    with pytest.raises(ValueError, match="task.bin is to hold arrays in NumPy's format; end its name with .npz"):
+        LORA.save(tmp_path / "task.bin", PARAMS, ADAPTERS)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="task.npz is no whole .npz of arrays"):
+        LORA.load(path, PARAMS)
+
+
+def test_a_file_that_names_no_base_is_read_by_names_and_shapes(tmp_path):
+    """As others write it."""
+    base = cast(MODEL.spec(), create(MODEL.spec(), jax.random.key(9)), jnp.bfloat16)
+    np.savez(tmp_path / "theirs.npz", **flatten(ADAPTERS))
+    found = LORA.load(tmp_path / "theirs.npz", base)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(np.asarray(found["rest.0.attention.qkv"].a, np.float32), ADAPTERS["rest.0.attention.qkv"].a, rtol=1e-2)
+    with pytest.raises(ValueError, match=r"has shape .*, the model expects"):
+        LORA.load(tmp_path / "theirs.npz", create(dataclasses.replace(MODEL, hidden=32).spec(), jax.random.key(0)))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.nn.attention import Attention, Context, hide, visible, weigh
+from jaxrec.nn.attention import Attention, hide, weigh
+from jaxrec.nn.context import Context, visible
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm
 from jaxrec.nn.transformer import UNROLLED, Stack, TransformerBlock

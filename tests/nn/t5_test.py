@@ -316,8 +316,11 @@ def test_misuse_is_told():
         T5.from_config({name: value for name, value in FLAN.items() if name not in ("d_model", "d_kv")})
     with pytest.raises(ValueError, match="feed='gelu' is not one of relu, gated-gelu, gated-silu"):
         T5(feed="gelu")
-    with pytest.raises(ValueError, match="heads=0 does not divide"):
-        T5(heads=0)
+    with pytest.raises(ValueError, match="^T5: decoder_layers=-1 must be at least 0; heads=0 must be at least 1; dropout=1.0 must be at least 0 and below 1$"):
+        T5(heads=0, decoder_layers=-1, dropout=1.0)
+    for token in (-1, 32_128):
+        with pytest.raises(ValueError, match=f"start={token} is none of the 32128 tokens, numbered from 0"):
+            T5(start=token)
     with pytest.raises(ValueError, match="buckets=6 must be a multiple of 4"):
         T5(buckets=6).spec()
     params, ids = abstract(MODELS["first"].spec()), jnp.ones((1, 4), jnp.int32)

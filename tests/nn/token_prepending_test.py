@@ -226,8 +226,8 @@ def test_misuse_is_told(params):
         ({"plan": "htpp"}, "plan='htpp' is not one of vanilla, echo"),
         ({"pooling": "cls"}, "pooling='cls' is not one of mean, last"),
         ({"last_block_end": "end"}, "last_block_end='end' is not one of text, suffix"),
-        ({"start": -1}, "start=-1 and exit=7 must be at least 0"),
-        ({"max_blocks": 0}, "max_blocks=0 at least 1"),
+        ({"start": -1}, "TokenPrepending: start=-1 must be at least 0$"),
+        ({"max_blocks": 0}, "TokenPrepending: max_blocks=0 must be at least 1$"),
     ):
         with pytest.raises(ValueError, match=message):
             TokenPrepending(**change)

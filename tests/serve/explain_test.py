@@ -1,5 +1,6 @@
 """Explanations: the terms of MaxSim and who brought them, in the terminal and on a page that can be read, reached and trusted."""
 
+import functools
 import re
 from html.parser import HTMLParser
 
@@ -10,13 +11,16 @@ import pytest
 
 from jaxrec.data.collection import SyntheticCollection
 from jaxrec.data.passages import Passages
-from jaxrec.data.tokenizers import WordPiece, tokenize
+from jaxrec.data.tokenizers import Frame, WordPiece, tokenize
 from jaxrec.method import Vectors, bind
 from jaxrec.methods.late_interaction.colbert import ColBERT
+from jaxrec.methods.late_interaction.colberter import ColBERTer
+from jaxrec.methods.late_interaction.kinyacolbert import KinyaColBERT
 from jaxrec.nn.bert import BERT
 from jaxrec.param import create
 from jaxrec.serve.explain import bar, context_of, explain, explain_document, explanation, labels_of, words_of
 from jaxrec.serve.explain_page import DARK, LIGHT, contrast, ink, levels
+from jaxrec.serve.explain_page import page as page_of
 from kernels.maxsim import maxsim
 
 QUERY = ["[CLS]", "[Q]", "as", "##pir", "##in", "dose", "[SEP]", "[MASK]", "[MASK]"]
@@ -82,10 +86,10 @@ def test_equal_tokens_are_answered_by_the_first():
 def test_nothing_to_compare_has_the_score_of_maxsim():
     empty = explanation(["a", "[MASK]"], vectors(2, 0), ["."], vectors(1, 1), compared=np.array([False]))
     assert empty.total == -np.inf and empty.answers.tolist() == [-1, -1]
-    assert "(no token is compared)" in empty.text() and "no token of the document is compared" in empty.html()
+    assert "(no token is compared)" in empty.text() and "no token of the document is compared" in page_of(empty)
     assert explanation(["a"], vectors(1, 0), [], vectors(0, 1)).total == -np.inf
     silent = explanation([], vectors(0, 0), ["x"], vectors(1, 1))
-    assert silent.total == 0 and silent.text().endswith("0.000 from 0 query tokens\n") and "no tokens, so its score is 0" in silent.html()
+    assert silent.total == 0 and silent.text().endswith("0.000 from 0 query tokens\n") and "no tokens, so its score is 0" in page_of(silent)
 
 
 def test_what_does_not_go_together_is_told():
@@ -138,19 +142,19 @@ def test_the_terminal_is_not_steered_and_wide_letters_keep_the_columns():
 
 
 def test_the_page_escapes_everything_and_fetches_nothing(explained):
-    text = explained.html()
+    text = page_of(explained)
     assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "&lt;b&gt;7&lt;/b&gt;: aspirin &amp; co" in text
     page = Page(text)
     assert len(page.all("script")) == 1 and not [attrs for _, attrs in page.elements if {"src", "href"} & attrs.keys()]
     assert "url(" not in text and "@import" not in text and not re.search(r"https?://", text)
     assert page.all("meta", content="default-src")
-    quote = explanation(['"><img src=x onerror=alert(1)>'], vectors(1, 0), ['" onfocus="x'], vectors(1, 0)).html()
+    quote = page_of(explanation(['"><img src=x onerror=alert(1)>'], vectors(1, 0), ['" onfocus="x'], vectors(1, 0)))
     assert not Page(quote).all("img") and not [attrs for _, attrs in Page(quote).elements if {"onerror", "onfocus"} & attrs.keys()]
 
 
 def test_every_query_token_can_be_reached_and_says_its_answer(explained):
-    page = Page(explained.html())
+    page = Page(page_of(explained))
     buttons = page.all("button")
     assert [int(attrs["data-row"]) for attrs in buttons] == list(range(len(QUERY)))  # a button is in the order of the keyboard
     for attrs, score, answer in zip(buttons, explained.scores, explained.answers, strict=True):
@@ -163,7 +167,7 @@ def test_every_query_token_can_be_reached_and_says_its_answer(explained):
 
 
 def test_the_document_is_real_text_with_a_column_for_each_compared_token(explained):
-    page = Page(explained.html())
+    page = Page(page_of(explained))
     pieces = page.all("span", **{"class": "piece"})
     assert len(pieces) == len(DOCUMENT)
     columns = [int(attrs["data-column"]) for attrs in pieces if "data-column" in attrs]
@@ -223,6 +227,71 @@ def test_a_query_without_augmentation_has_its_own_tokens_only(trained):
     plain = ColBERT(**{**method.__dict__, "augment": False})
     found = explain_document(plain, params, data, "bakelu fi", "document-3")
     assert found.query[-1] == "[SEP]" and "[MASK]" not in found.query and found.expansion == 0
+
+
+# Words of more than one piece, of which some occur again; "." is a mark that is left out, and so parts a word from what goes on after it.
+MADE_OF = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3, "[unused0]": 4, "[unused1]": 5, ".": 6, "ba": 7, "ke": 8, "lu": 9, "##ke": 10, "##lu": 11}
+TEXT = [1, 5, 7, 10, 8, 6, 7, 10, 11, 7, 10, 8, 2, 0]
+WORDS = ["bake", "ke", ".", "bakelu", "bake", "ke"]
+
+
+@pytest.fixture(scope="module")
+def of_words():
+    """(ColBERTer, KinyaColBERT), their tokenizer and frame."""
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordPiece(MADE_OF, unk_token="[MASK]"))  # pyright: ignore[reportCallIssue]
+    small = BERT(vocabulary=12, length=14, dim=16, layers=1, heads=2, hidden=16, types=1)
+    common = {"encoder": small, "dim": 8, "pad": 0, "mask_token": 3, "punctuation": (6,), "continues": (10, 11)}
+    two_tier = KinyaColBERT(**common, morphology=BERT(vocabulary=12, length=14, dim=4, layers=1, heads=2, hidden=8, types=1))
+    return (ColBERTer(**common, whole=4), two_tier), tokenizer, Frame(query=(1, 4), document=(1, 5), end=2, pad=0)
+
+
+def explained_words(of_words, which, query, document, bias=None):
+    """(explanation, score by the method's own MaxSim)."""
+    methods, tokenizer, frame = of_words
+    method = methods[which]
+    params = jax.jit(lambda: create(method.spec(), jax.random.key(1)))()
+    if bias is not None:
+        params = params.replace(gate=params.gate.replace(bias=jnp.full(1, bias)))
+    asked, found = np.array(query, np.int32), np.array(document, np.int32)
+    return explain(method, params, asked, found, tokenizer=tokenizer, frame=frame), float(scored(method, params, asked[None], found[None])[0, 0])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def scored(method, params, query, document):
+    queries, documents = method.encode_query(params, {"query": query}), method.encode_item(params, {"document": document})
+    return maxsim(queries.values, documents.values, queries.mask, documents.mask)
+
+
+def test_words_are_explained_whole(of_words):
+    found, score = explained_words(of_words, 0, [1, 4, 9, 7, 10, 9, 2, 0], TEXT)
+    assert found.query == ("[CLS]", "lu", "bake")  # each word once, wherever it stands
+    assert found.document == ("[CLS]", "[D]", *WORDS, "[SEP]")
+    assert found.compared.tolist() == [True, False, True, True, False, True, True, True, False]
+    assert found.total == pytest.approx(score, abs=1e-5)
+    np.testing.assert_array_equal(found.similarity[:, 2], found.similarity[:, 6])  # both are "bake"
+    assert np.isfinite(found.similarity[0]).tolist() == [True] + [False] * 8 and found.answers[0] == 0  # the whole text meets the whole text alone
+    assert not np.isfinite(found.similarity[1:, 0]).any() and (found.answers[1:] > 1).all() and 6 not in found.answers
+    page = Page(page_of(found))
+    numbers = [text for path, text in page.texts if "tbody" in path and "td" in path]
+    assert len(numbers) == np.isfinite(found.similarity).sum() and "«" not in page.words("tbody")
+    assert "[CLS]" in found.text(100) and words_of(found.document) == "bake ke. bakelu bake ke"
+
+
+@pytest.mark.parametrize(("document", "bias"), [([1, 5, 6, 2], None), (TEXT, -100.0)])
+def test_a_document_without_words_is_compared_by_none(of_words, document, bias):
+    found, score = explained_words(of_words, 0, [1, 4, 9, 2], document, bias)
+    assert found.document[:3] == ("[no word]", "[CLS]", "[D]") and found.compared[:3].tolist() == [True, True, False] and not found.compared[3:].any()
+    assert found.total == pytest.approx(score, abs=1e-5) and found.scores[1] == 0
+
+
+def test_words_of_two_tiers_have_their_own_labels(of_words):
+    found, score = explained_words(of_words, 1, [1, 4, 9, 7, 10, 9, 2, 0], TEXT)
+    assert found.query == ("[CLS]", "[Q]", "lu", "bake", "lu", "[SEP]")
+    assert found.document == ("[CLS]", "[D]", *WORDS, "[SEP]")
+    assert found.compared.tolist() == [token != "." for token in found.document]
+    assert found.total == pytest.approx(score, abs=1e-5)
 
 
 def test_a_system_that_merges_tokens_is_refused(trained):

@@ -326,7 +326,7 @@ from pathlib import Path
 from jaxrec.serve.bundle import Bundle
 print(Bundle.open(Path({str(exported[0])!r})).recommend([["item-1", "item-2"]], 1)[0])
 loaded = {{name.split(".")[1] for name in sys.modules if name.startswith("jaxrec.")}}
-assert loaded == {{"artifact", "index", "serve"}}, loaded
+assert loaded == {{"artifact", "index", "limits", "serve"}}, loaded
 assert not {{"flax", "optax", "orbax", "grain", "tensorflow_datasets", "pyarrow", "kernels"}} & set(sys.modules)
 """
     root = Path(__file__).parent.parent.parent

@@ -80,18 +80,30 @@ def test_rows_are_made_of_sentences_the_prompt_and_special_tokens(folder, encode
     params = language_families.from_hf(MODEL, safetensors_files.open_tensors(folder))
     shutil.copytree(folder, tmp_path / "ends")
     tokenizer("$A <begin>").save(str(tmp_path / "ends" / "tokenizer.json"))  # as models do that embed by a token at the end
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "ends" / "config.json").write_text(json.dumps(config | {"bos_token_id": BEGIN - 1}))  # so that no placeholder is the first token
     text = TEXTS[0]
     cases = [
         (encoder, ([BEGIN], []), [4, 16]),
         (dataclasses.replace(encoder, blocks=6), ([BEGIN], []), [6, 12, 16]),
         (dataclasses.replace(encoder, prompt="a: {text} b"), ([BEGIN, *ids("a: ")], ids(" b")), [4, 16]),
-        (dataclasses.replace(encoder, model=str(tmp_path / "ends")), ([], [BEGIN]), [4, 16]),
+        (dataclasses.replace(encoder, model=str(tmp_path / "ends")), ([BEGIN - 1], [BEGIN]), [4, 16]),
     ]
     run = jax.jit(embed, static_argnums=1)
     for each, pieces, ends in cases:
         rows = batch(PREPENDING, [lay_out(PREPENDING, pieces, ids(text), ends, length=40)], width=32, size=2)
         np.testing.assert_allclose(each.encode([text])[0], run(params, PREPENDING, rows)[0], atol=1e-5)
     assert len({each.encode([text]).tobytes() for each, *_ in cases}) == 4
+
+
+def test_a_row_does_not_begin_with_a_placeholder(folder, encoder, tmp_path):
+    shutil.copytree(folder, tmp_path / "bare")
+    tokenizer("$A").save(str(tmp_path / "bare" / "tokenizer.json"))
+    bare = dataclasses.replace(encoder, model=str(tmp_path / "bare"))
+    with pytest.raises(ValueError, match=r"rows would begin with a placeholder, .* give a prompt with something before \{text\}, like 'Text: \{text\}'"):
+        bare.encode(["Be"])
+    assert dataclasses.replace(bare, prompt="a: {text}").encode(["Be"]).any()
+    assert dataclasses.replace(bare, prepending=TokenPrepending("vanilla", exit=2)).encode(["Be"]).any()  # which has none
 
 
 def test_a_vector_depends_on_its_text_alone_and_cut_texts_are_counted(encoder):
@@ -170,6 +182,15 @@ def test_what_stands_there_already_is_left_alone(texts, tmp_path, monkeypatch):
     assert written.cut is None and written.text().endswith("out.npy, 1 empty")
     with pytest.raises(ValueError, match=r"out.npy was made with chunk=256, and now it is 2"):
         write_vectors(Lengths(), texts, tmp_path / "out.npy", chunk=2)
+    (tmp_path / "plain").write_text("mine")
+    for output in ("plain", "plain/out.npy"):
+        with pytest.raises(
+            ValueError, match=r"plain is a file, and \S+plain/\w+.npy would lie in a folder of that name; choose another output, like \S+plain.npy"
+        ):
+            write_vectors(Lengths(), texts, tmp_path / output)
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(ValueError, match=r"folder.npy is a folder, and a file is to be written there; give \S+folder.npy/vectors.npy, or another name"):
+        write_vectors(Lengths(), texts, tmp_path / "folder.npy")
     monkeypatch.setattr(Lengths, "inputs", lambda self: {"config.json": "1"})
     with pytest.raises(ValueError, match=r"out.npy was made of another model's file config.json; choose another output"):
         write_vectors(Lengths(), texts, tmp_path / "out.npy")
@@ -234,6 +255,7 @@ def test_a_line_that_is_no_text_is_named(tmp_path):
         ("a.jsonl", b'"x"\n{', r"a.jsonl:2: not JSON"),
         ("a.jsonl", b'{"title": "x"}', r"a.jsonl:1: 'text' must be a string, got None; its keys are title"),
         ("a.jsonl", b"3", r"a.jsonl:1: 'text' must be a string, got 3"),
+        ("a.jsonl", b"[" * 100_000, r"a.jsonl:1: lists or objects are nested too deeply"),
         ("a.jsonl", b'"x"\n"\\ud800 y"', r"a.jsonl:2: .* is half a character"),
         ("a.txt", b"x\n\xff", r"a.txt:2: byte 0xff is not UTF-8 text"),
         ("a.txt", b"", r"a.txt has no text; write one on each line"),
@@ -241,6 +263,7 @@ def test_a_line_that_is_no_text_is_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=message):
             write_vectors(Lengths(), tmp_path / name, tmp_path / "out.npy")
+        assert not (tmp_path / "out.chunks").exists()
     (tmp_path / "a.txt").write_text("x")
     write_vectors(Lengths(), tmp_path / "a.txt", tmp_path / "out.npy")  # none of these left anything that stands in the way
     with pytest.raises(FileNotFoundError, match=r"there is no file .*b.txt; give the path of the texts, .jsonl or .txt"):
@@ -263,8 +286,8 @@ def test_the_model_decides_which_encoder_reads_it(folder, tmp_path):
 
 def test_misuse_is_told(folder, encoder, tmp_path):
     for change, message in (
-        ({"batch": 0}, "batch=0 at least 1"),
-        ({"blocks": -1}, "blocks=-1 and length=0 must be at least 0"),
+        ({"batch": 0}, "LanguageModelEncoder: batch=0 must be at least 1$"),
+        ({"blocks": -1}, "LanguageModelEncoder: blocks=-1 must be at least 0$"),
         ({"prompt": "x"}, r"prompt='x' must hold \{text\} 1 times for plan=htp"),
         ({"length": 41}, "length=41 is more than the 40 tokens that .* reads; ask for length <= 40"),
         ({"prepending": TokenPrepending()}, "exit=7 is more than the 3 layers of the model; ask for exit <= 3"),

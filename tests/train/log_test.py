@@ -73,3 +73,15 @@ def test_a_line_is_recorded_whole_or_not_at_all(tmp_path):
     lines.write(3, {}, {"loss": 0.5})
     lines.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_on_a_terminal_a_bar_that_fits_into_its_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    log = Log(tmp_path, 8)
+    for step in (2, 8):
+        log.report(step, {"loss": 0.5, "validation NDCG@10": 0.25})
+    log.close()
+    first, second, rest = capsys.readouterr().err.removeprefix("\r").replace("\n", "\r").split("\r")
+    assert first.startswith("\033[K[#####...............]  25% step 2/8  loss 0.5000") and len(first.removeprefix("\033[K")) < 60
+    assert second.startswith("\033[K[####################] 100% step 8/8") and not rest

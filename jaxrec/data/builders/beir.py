@@ -1,4 +1,4 @@
-"""BEIR's form of a set for text retrieval, and two sets in forms near to it: Cranfield and ViDoRe V3.
+"""BEIR's form of a set for text retrieval, in JSON lines or Parquet, and two sets in forms near to it: Cranfield and ViDoRe V3.
 
 BEIR: Thakur et al., 2021, arXiv:2104.08663. Cranfield: Cleverdon, 1967. ViDoRe V3: 2026, arXiv:2601.08620.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec.artifact import checksum, say
+from jaxrec.data.builders.parquet_rows import read_parquet
 from jaxrec.data.builders.text_lines import line_of, read_json_lines, read_lines
 from jaxrec.data.collection import Collection, CollectionSource, Qrels, Queries, check_ids, check_texts
 from jaxrec.data.source import locate
@@ -118,6 +119,55 @@ class Cranfield(CollectionSource):
 
 
 @dataclasses.dataclass(frozen=True)
+class ParquetBeir(CollectionSource):
+    """A set in BEIR's form as Parquet files, as MTEB and TR-MTEB publish theirs: TurkColBERT's Turkish sets, for five (arXiv 2511.16528).
+
+    - `corpus/corpus-*.parquet`: `_id`, `text` and perhaps `title`. TurkColBERT's evaluation leaves titles out.
+    - `queries/queries-*.parquet`: `_id`, `text`.
+    - `data/{train,dev,test}-*.parquet`: `query-id`, `corpus-id`, `score`.
+
+    All three may lie in `data/`, as SciFact-TR's do, which is published as two sets, one of documents and queries and one of judgements.
+
+    Attributes:
+      name: of the folder in `$JAXREC_DATA_DIR`, or its absolute path.
+      titles: whether they are read, where there are some.
+      drop_unknown: as of `Beir`.
+      data_dir: the folder itself, in place of the one in `$JAXREC_DATA_DIR`.
+    """
+
+    name: str
+    titles: bool = True
+    drop_unknown: bool = False
+    data_dir: str = dataclasses.field(default="", metadata={"fingerprint": False})
+
+    def inputs(self) -> dict[str, Any]:
+        return {path.name: checksum(path) for part in ("corpus", "queries", *self._splits()) for path in self._parts(part)}
+
+    def read(self) -> Collection:
+        splits = self._splits()
+        pages = read_parquet(self._parts("corpus"), ("_id", "text"), ("title",))
+        asked = read_parquet(self._parts("queries"), ("_id", "text"))
+        titles = pages.texts("title") if self.titles and "title" in pages.columns else [""] * len(pages)
+        documents = Texts(pages.ids("_id"), pages.texts("text"), titles, pages.where)
+        queries = Texts(asked.ids("_id"), asked.texts("text"), [], asked.where)
+        judged = {SPLITS[split]: read_parquet(self._parts(split), ("query-id", "corpus-id", "score")) for split in splits}
+        judgements = {split: Judgements(rows.judgements("query-id", "corpus-id", "score"), rows.where) for split, rows in judged.items()}
+        return join(documents, queries, judgements, drop_unknown=self.drop_unknown)
+
+    def _parts(self, part: str) -> list[Path]:
+        root = locate(self.data_dir, (), dataset=self.name, hint="")
+        return next((found for folder in (part, "data") if (found := sorted((root / folder).glob(f"{part}-*.parquet")))), [])
+
+    def _splits(self) -> list[str]:
+        """The splits that have judgements; raises FileNotFoundError where files are missing."""
+        found = [split for split in SPLITS if self._parts(split)]
+        missing = [f"{part}/{part}-*.parquet" for part in ("corpus", "queries") if not self._parts(part)]
+        hint = "MTEB's form is corpus/corpus-*, queries/queries-* and data/{train,dev,test}-*.parquet, or all of them in data/."
+        locate(self.data_dir, missing or ([] if found else ["data/{train,dev,test}-*.parquet"]), dataset=self.name, hint=hint)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
 class ViDoReV3(CollectionSource):
     """One of ViDoRe V3's sets as text: pages in Markdown, queries in one of six languages, grades 1 and 2; one split, "test".
 
@@ -137,22 +187,20 @@ class ViDoReV3(CollectionSource):
         return {f"{part}/{path.name}": checksum(path) for part in ("corpus", "queries", "qrels") for path in self._parts(part)}
 
     def read(self) -> Collection:
-        pages = self._table("corpus", ("corpus_id", "markdown"))
-        asked = self._table("queries", ("query_id", "query", "language"))
-        judged = self._table("qrels", ("query_id", "corpus_id", "score"))
-        kept = [row for row, language in enumerate(asked["language"]) if language == self.language]
+        pages = read_parquet(self._parts("corpus"), ("corpus_id", "markdown"))
+        asked = read_parquet(self._parts("queries"), ("query_id", "query", "language"))
+        judged = read_parquet(self._parts("qrels"), ("query_id", "corpus_id", "score"))
+        languages = asked.texts("language")
+        kept = [row for row, language in enumerate(languages) if language == self.language]
         if not kept:
-            languages = ", ".join(sorted(set(asked["language"])))
-            raise ValueError(f"{self._parts('queries')[0]}: no query has language={self.language!r}; there are {languages}")
-        documents = Texts(
-            [str(i) for i in pages["corpus_id"]], [text or "" for text in pages["markdown"]], [""] * len(pages["corpus_id"]), self._where("corpus")
-        )
-        ids = [str(asked["query_id"][row]) for row in kept]
-        queries = Texts(ids, [asked["query"][row] or "" for row in kept], [], lambda row: self._where("queries")(kept[row]))
-        others = {str(i) for i in asked["query_id"]} - set(ids)  # judged, but asked in another language
-        lines = [row for row, query in enumerate(judged["query_id"]) if str(query) not in others]
-        rows = [(str(judged["query_id"][row]), str(judged["corpus_id"][row]), int(judged["score"][row])) for row in lines]
-        return join(documents, queries, {"test": Judgements(rows, lambda row: self._where("qrels")(lines[row]))})
+            raise ValueError(f"{self._parts('queries')[0]}: no query has language={self.language!r}; there are {', '.join(sorted(set(languages)))}")
+        documents = Texts(pages.ids("corpus_id"), pages.texts("markdown"), [""] * len(pages), pages.where)
+        ids, texts = asked.ids("query_id"), asked.texts("query")
+        queries = Texts([ids[row] for row in kept], [texts[row] for row in kept], [], lambda row: asked.where(kept[row]))
+        others = set(ids) - set(queries.ids)  # judged, but asked in another language
+        rows = judged.judgements("query_id", "corpus_id", "score")
+        lines = [row for row, (query, _, _) in enumerate(rows) if query not in others]
+        return join(documents, queries, {"test": Judgements([rows[row] for row in lines], lambda row: judged.where(lines[row]))})
 
     def _parts(self, part: str) -> list[Path]:
         dataset = f"vidore_v3_{self.name}"
@@ -160,25 +208,6 @@ class ViDoReV3(CollectionSource):
         if found := sorted((root / part).glob("*.parquet")):
             return found
         raise FileNotFoundError(f"{dataset}: no *.parquet in {(root / part).absolute()}; put the published files of {part} there")
-
-    def _table(self, part: str, columns: tuple[str, ...]) -> dict[str, list[Any]]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        tables = []
-        for path in self._parts(part):
-            try:
-                missing = set(columns) - set(pq.read_schema(path).names)
-                tables += [] if missing else [pq.read_table(path, columns=list(columns))]
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{path}: not a whole Parquet file ({error}); fetch it again") from None
-            if missing:
-                raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; ViDoRe V3's {part} have {', '.join(columns)}")
-        return pa.concat_tables(tables).to_pydict()
-
-    def _where(self, part: str) -> Callable[[int], str]:
-        folder = self._parts(part)[0].parent
-        return lambda row: f"{folder}, row {row}"
 
 
 def read_documents(path: Path) -> Texts:
@@ -206,6 +235,8 @@ def read_qrels(path: Path) -> Judgements:
     """Judgements of a file of lines `query id, document id, grade`, apart by tabs, with or without a header."""
     lines = read_lines(path)
     start = 1 if lines[0].split("\t")[0] in _HEADERS else 0
+    if len(lines) == start:
+        raise ValueError(f"{path}: there is a header and no judgement; write a line `query id, document id, grade` for each, or remove the file")
     rows = []
     for line, text in enumerate(lines[start:], start=start + 1):
         fields = text.split("\t")

@@ -61,10 +61,7 @@ def read_json_lines(path: Path, required: dict[str, type]) -> list[dict[str, Any
     """One JSON object per line, each with at least the `required` keys, of the given types."""
     rows = []
     for line, text in enumerate(read_lines(path), start=1):
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{line}: not a JSON object ({error.msg} at column {error.colno}); each line must be one complete object") from None
+        row = _json(text, f"{path}:{line}")
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{line}: expected a JSON object, got {text[:60]!r}")
         for key, kind in required.items():
@@ -74,6 +71,23 @@ def read_json_lines(path: Path, required: dict[str, type]) -> list[dict[str, Any
                 )
         rows.append(row)
     return rows
+
+
+def _json(text: str, where: str) -> Any:
+    """The value that a line is; what could not be written again as text is an error here, not later."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a pair, which JSON may hold alone and UTF-8 may not
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not a JSON object ({error.msg} at column {error.colno}); each line must be one complete object") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {error.object[error.start]!r} is half a character (a lone surrogate); remove it") from None
+    except RecursionError:
+        raise ValueError(f"{where}: lists or objects are nested too deeply to be read; remove what is nested, or the line") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: a number is too long to be read ({error}); shorten it, or put it in quotes") from None
+    return value
 
 
 def read_separated(path: Path, separator: str, columns: tuple[str, ...], encoding: str) -> list[list[str]]:

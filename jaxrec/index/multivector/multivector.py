@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,6 +13,7 @@ from jaxrec.artifact import replacing
 from jaxrec.index.exact import NOTHING, best
 from jaxrec.index.index import HEADER, check_k, checked_filter, checked_ids, read_header, write_header
 from jaxrec.index.multivector.packed import Packed, checked_documents, checked_queries
+from jaxrec.limits import Limit, check_options
 
 Vectors = Sequence[ArrayLike] | ArrayLike  # a list of [n, D] arrays, or an array
 
@@ -28,10 +29,12 @@ class MultiVectorIndex:
     """
 
     TUNABLE: ClassVar[tuple[str, ...]] = ()  # options that a search reads and that storage does not depend on
+    LIMITS: ClassVar[Mapping[str, Limit]] = {}  # of the options that are whole numbers
 
     def __init__(self, *, fingerprint: str = "", **options: Any):
         self.fingerprint = fingerprint
-        self._options = options  # the engine's own arguments, which `save` keeps
+        self._options: dict[str, Any] = {}  # the engine's own arguments, which `save` keeps
+        self._set(options)
         self._dim: int | None = None
         self._ids = np.zeros(0, np.int64)  # [N] ascending, so that a lower row is a lower id
         self._learned = False
@@ -151,13 +154,13 @@ class MultiVectorIndex:
         """Changes options that only a search reads, such as how many candidates it looks at.
 
         Raises:
-          ValueError: an option that decides what is stored, or is none.
+          ValueError: an option that decides what is stored, or is none, or a number outside its limits.
         """
         if wrong := sorted(options.keys() - set(self.TUNABLE)):
             raise ValueError(
                 f"{type(self).__name__} cannot change {', '.join(wrong)} once it holds vectors; it can tune {', '.join(self.TUNABLE) or 'nothing'}"
             )
-        self._options = self._options | options
+        self._set(options)
 
     def save(self, path: Path) -> None:
         """Writes the folder `path`, whole or not at all. An index that is there already is replaced.
@@ -252,6 +255,11 @@ class MultiVectorIndex:
 
     def _read(self, folder: Path) -> None:
         """Reads what `_write` wrote."""
+
+    def _set(self, options: Mapping[str, Any]) -> None:
+        """Takes up options; raises ValueError for numbers outside `LIMITS`."""
+        check_options(self, options, **{name: limit for name, limit in self.LIMITS.items() if name in options})
+        self._options |= {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}  # JSON knows no others
 
     def _checked(self, queries: Vectors, mask: ArrayLike | None) -> Packed:
         if self._dim is None:

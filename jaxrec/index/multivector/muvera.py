@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,8 +15,10 @@ from jaxrec.index.multivector.exact import ExactMultiVector, Storage
 from jaxrec.index.multivector.multivector import Vectors
 from jaxrec.index.multivector.packed import Packed
 from jaxrec.index.scann import ScannIndex
+from jaxrec.limits import check
 
 ENCODED = "encodings"  # the folder of the single-vector index
+MOST_BITS = 16  # of a cell: more would be cells without a token, each a block to be stored
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class FixedDimensionalEncoding:
     final: int = 0
     fill_empty: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        check(self, repetitions=1, bits=(0, MOST_BITS + 1), projection=0, final=0, seed=0)
 
     def queries(self, queries: Packed) -> np.ndarray:
         """[B, F] float32."""
@@ -118,6 +124,7 @@ class Muvera(ExactMultiVector):
     """
 
     TUNABLE = ("depth",)
+    LIMITS: ClassVar = {"depth": 1}
 
     def __init__(
         self,
@@ -136,8 +143,8 @@ class Muvera(ExactMultiVector):
     ):
         super().__init__(storage=storage, fingerprint=fingerprint)
         self._encoding = FixedDimensionalEncoding(repetitions, bits, projection, final, seed=seed)
-        self._options |= {"repetitions": repetitions, "bits": bits, "projection": projection, "final": final, "depth": depth}
-        self._options |= {"exact_below": exact_below, "seed": seed}
+        self._set({"repetitions": repetitions, "bits": bits, "projection": projection, "final": final, "depth": depth})
+        self._set({"exact_below": exact_below, "seed": seed})
         self._first = ScannIndex(exact_below=exact_below)  # the documents that have tokens
         if vectors is not None:
             self.add(ids, vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,6 +40,7 @@ class Plaid(Compressed):
     """
 
     TUNABLE = ("probes", "candidates", "decoded")
+    LIMITS: ClassVar = {"bits": 1, "centroids": 0, "probes": 1, "candidates": 1, "decoded": 1, "seed": 0}
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class Plaid(Compressed):
         """The `count` best of `rows` by the lists of `probes` centroids for each query token, or all in them, k at least: similarity [m, K]."""
         allowed = np.zeros(len(self), bool)
         allowed[rows] = True
-        probes = max(1, self._options["probes"])
+        probes = self._options["probes"]
         while True:
             reached, guess = guesses(similarity, self._listing(), probes, allowed)
             if len(reached) >= k or probes >= similarity.shape[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -37,6 +38,7 @@ class Warp(Compressed):
     """
 
     TUNABLE = ("probes",)
+    LIMITS: ClassVar = {"bits": 1, "centroids": 0, "probes": 1, "seed": 0}
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class Warp(Compressed):
             similarity = vectors @ self.codec.centroids.T  # [m, K]
             tables = vectors.reshape(len(vectors), -1, self.codec.table().shape[1]) @ self.codec.table().T  # [m, bytes, 256]
             missing = imputed(similarity, self._held.lengths, max(1, math.isqrt(8 * int(self._held.offsets[-1]))))
-            probes = min(max(1, self._options["probes"]), similarity.shape[1])
+            probes = min(self._options["probes"], similarity.shape[1])
             while True:
                 read, total = self._probe(similarity, tables, missing, probes)
                 ranked = rows[read[rows]]

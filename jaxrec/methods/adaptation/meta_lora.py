@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import check
 from jaxrec.method import FROM_DATA, Array, Batch, Loss, Method, Predictor
 from jaxrec.nn.bert import BERT, PostNormEncoder
 from jaxrec.nn.lora import Adapters, LoRA
@@ -73,6 +74,10 @@ class MetaLoRA(Method, Predictor):
     pad: int = FROM_DATA
     lora: LoRA | None = field(default_factory=LoRA)
     adapt: bool = False
+
+    def __post_init__(self):
+        if self.tasks != FROM_DATA:
+            check(self, tasks=1)
 
     def spec(self) -> Tree:
         base = self.encoder.spec()

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrec.limits import POSITIVE, check
 from jaxrec.method import Array, Batch, Loss
 from jaxrec.methods.dense import last_token
 from jaxrec.methods.dense.last_token import LastToken, last, similarity, vector
@@ -57,15 +58,12 @@ class LaSER(LastToken):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.thoughts < 1 or self.chunk < 1:
-            raise ValueError(f"thoughts={self.thoughts} and chunk={self.chunk} must be at least 1")
-        if min(self.teacher, self.distillation, self.trajectory) < 0 or min(self.distillation_temperature, self.trajectory_temperature) <= 0:
-            raise ValueError(
-                f"teacher={self.teacher}, distillation={self.distillation} and trajectory={self.trajectory} must be at least 0, and "
-                f"distillation_temperature={self.distillation_temperature} and trajectory_temperature={self.trajectory_temperature} above 0"
-            )
+        weights = dict.fromkeys(("teacher", "distillation", "trajectory"), 0)
+        check(self, thoughts=1, chunk=1, **weights, distillation_temperature=POSITIVE, trajectory_temperature=POSITIVE)
         if self.thoughts > 1 and (self.pooling != "last" or self.plan is not None):
             raise ValueError(f"thoughts={self.thoughts} go on from the last token of a text; leave pooling='last' and plan=None")
+        if self.thoughts > 1 and self.thoughts >= self.encoder.length:
+            raise ValueError(f"thoughts={self.thoughts} leave a text no room in the {self.encoder.length} tokens of the model; ask for fewer")
         if self.thoughts > 1 and self.encoder.dropout:
             raise ValueError(f"encoder.dropout={self.encoder.dropout} does not reach thoughts, which are read through a cache; set it to 0")
 
@@ -112,9 +110,10 @@ class LaSER(LastToken):
         loss = self.ranked(queries, documents, excluded, weight)
         if not any(self.coefficients.values()):
             return loss
-        if "reasoning" not in batch:
+        if not {"reasoning", "step"} <= batch.keys():
             raise ValueError(
-                f"the batch has {', '.join(batch)}, and no reasoning to learn from; train on ReasonedPassages, or set teacher, distillation and trajectory to 0"
+                f"the batch has {', '.join(batch)}, and no reasoning with its steps to learn from; train on ReasonedPassages, or set teacher, "
+                "distillation and trajectory to 0"
             )
         explicit, steps = self._explicit(decoder, batch["reasoning"], batch["step"])
         taught = weight * batch["step"].any(axis=1)  # [B] rows with a teacher
@@ -144,6 +143,8 @@ class LaSER(LastToken):
 
 def think(decoder: Decoder, ids: Array, attended: Array, *, thoughts: int, chunk: int) -> Array:
     """The states [B, K, D] of the last token of texts [B, T], padded on either side, and of the soft tokens behind it, each read once."""
+    if ids.shape[1] == 1:  # before the token that is held back there must be something to read, if only padding
+        ids, attended = (jnp.pad(array, ((0, 0), (1, 0))) for array in (ids, attended))
     T = ids.shape[1]
     source = (jnp.arange(T)[None] + last(attended)[:, None] + 1) % T
     ids, attended = jnp.take_along_axis(ids, source, axis=1), jnp.take_along_axis(attended, source, axis=1)  # texts now end together

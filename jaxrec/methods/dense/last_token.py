@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import POSITIVE, check
 from jaxrec.method import FROM_DATA, Array, Batch, Encoder, Loss, Method, Vectors
 from jaxrec.methods.dense.prepending import lay_out
 from jaxrec.nn import token_prepending
@@ -75,8 +76,9 @@ class LastToken(Method, Encoder):
     def __post_init__(self):
         if self.pooling not in ("last", "mean"):
             raise ValueError(f"pooling={self.pooling!r} must be 'last' or 'mean'")
-        if self.temperature <= 0 or self.block < 1:
-            raise ValueError(f"temperature={self.temperature} must be above 0, and block={self.block} at least 1")
+        check(self, temperature=POSITIVE, block=1)
+        if self.lora is not None and self.lora.adapters != 1:
+            raise ValueError(f"lora.adapters={self.lora.adapters}: all rows share one adapter here; set lora.adapters=1")
         if self.plan is not None and self.plan.plan == "prompt_eol":
             raise ValueError("plan='prompt_eol' is a prompt around the text, and rows of Passages have none; leave plan=None, which takes the last token")
 

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import POSITIVE, check
 from jaxrec.method import FROM_DATA, Array, Batch, Encoder, Loss, Method, Vectors
-from jaxrec.nn.attention import Context
 from jaxrec.nn.bert import pool
+from jaxrec.nn.context import Context
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.long_convolution import MonarchGLU, MonarchLayer, MonarchMixer
@@ -93,8 +94,7 @@ class M2BERT(Method, Encoder):
     def __post_init__(self):
         if self.loss_name not in ("projection", "contrastive", "mixed"):
             raise ValueError(f"loss_name={self.loss_name!r} must be 'projection', 'contrastive' or 'mixed'")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0")
+        check(self, length=2, dim=1, layers=1, hidden=1, blocks=1, filter_width=1, filter_features=3, dropout=(0, 1), temperature=POSITIVE)
 
     @property
     def couples(self) -> bool:  # type: ignore[override]

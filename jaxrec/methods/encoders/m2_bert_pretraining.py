@@ -44,6 +44,8 @@ class M2BERTPretraining(Method):
     def __post_init__(self):
         if not 0 < self.mask_share < 1:
             raise ValueError(f"mask_share={self.mask_share} must be between 0 and 1")
+        if FROM_DATA not in (self.mask_token, self.model.vocabulary) and not 0 <= self.mask_token < self.model.vocabulary:
+            raise ValueError(f"mask_token={self.mask_token} is none of the {self.model.vocabulary} word pieces, numbered from 0; take the tokenizer's own")
 
     def spec(self) -> Tree:
         bias = Embedding.spec(self.model.vocabulary, 1, stddev=0.0)  # a column of the table of word pieces

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxrec.limits import check
 from jaxrec.method import FROM_DATA, Batch, Generator, Loss, Method
 from jaxrec.methods.sequential.next_item import tiny_batch
 from jaxrec.nn.attention import SOFTMAX, AttentionKind
@@ -115,7 +116,7 @@ class SidGenerator(Method, Generator):
       segments: histories that share a training row at most.
       dim: width D of the model.
       layers: of each stack.
-      heads, head: attention heads, and the width of one.
+      heads, head: attention heads, and the width of one; head=0 is dim / heads.
       hidden: inner width of the feed-forward layers.
       dropout: rate on the inputs and on every residual branch.
       users: user tokens: users are hashed to so many vectors, one before each history; 0 = none.
@@ -145,6 +146,8 @@ class SidGenerator(Method, Generator):
     """The form of the training rows that it learns from; see `Sequences.form`."""
 
     def __post_init__(self):
+        known = {} if self.segments == FROM_DATA else {"segments": 1}
+        check(self, **known, dim=1, layers=1, heads=1, head=0, hidden=1, dropout=(0, 1), users=0, beams=1, per_id=1)
         if self.users and self.attention.positions == "alibi":
             raise ValueError(f"users={self.users}: ALiBi hides user tokens, which are far from every item; choose other positions, or users=0")
         if self.users and (self.attention.positions == "rotary" or self.attention.window):

@@ -19,7 +19,8 @@ from flax import struct
 
 from jaxrec.method import Batch, Loss
 from jaxrec.methods.generative.sid_generator import SidArrays, SidGenerator, SidTokens, cross_entropy, distances, level_losses, tiny_rows, tiny_sids
-from jaxrec.nn.attention import hide, packed
+from jaxrec.nn.attention import hide
+from jaxrec.nn.context import packed
 from jaxrec.nn.decoder import DecoderBlock
 from jaxrec.nn.linear import dropout
 from jaxrec.nn.norm import LayerNorm

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import POSITIVE, check
 from jaxrec.method import FROM_DATA, Array, Batch, Encoder, Loss, Method, Vectors
 from jaxrec.nn.bert import BERT, BidirectionalEncoder, PostNormEncoder
 from jaxrec.nn.linear import Linear
@@ -70,8 +71,7 @@ class ColBERT(Method, Encoder):
     couples: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.temperature <= 0 or self.chunk < 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0 and chunk={self.chunk} not below")
+        check(self, dim=1, temperature=POSITIVE, chunk=0)
 
     def spec(self) -> Tree:
         projection = Linear.spec(self.encoder.dim, self.dim, axes=("embed", None), bias=False, init=normal(0.02))
@@ -96,8 +96,17 @@ class ColBERT(Method, Encoder):
         """Scores in training, [B, C]."""
         return maxsim(queries.values, documents.values, queries.mask, documents.mask)
 
+    def pieces(self, ids: Array, *, document: bool) -> Array:
+        """[B, V, T] bool: the word pieces of queries or documents [B, T] that each of their V vectors stands for."""
+        return jnp.broadcast_to(jnp.eye(ids.shape[1], dtype=bool), (*ids.shape, ids.shape[1]))
+
     def loss(self, params: Tree, batch: Batch, key: Array) -> Loss:
         """Terms: "contrastive", over the batch; "distillation", where it holds `teacher` [B, 1 + S], scores of a row's own documents, relevant one first."""
+        if not self.in_batch and "negative" not in batch:
+            raise ValueError(
+                f"{type(self).__name__}: in_batch=False and no `negative` in the batch leave nothing to tell the relevant document from; give Passages "
+                "negatives= and hard=, or set in_batch=True (for --smoke, which has no hard negatives, in Experiment.smoke)"
+            )
         first, last = split_key(key, 2)
         documents = batch["document"]  # [B, Td]
         if "negative" in batch:
@@ -110,9 +119,13 @@ class ColBERT(Method, Encoder):
             terms["distillation"] = divergence(batch["teacher"], jnp.take_along_axis(scores, own, axis=1), weight)
             excluded = excluded.at[jnp.arange(len(own))[:, None], own[:, 1:]].set(True)  # the teacher has spoken about them
         if self.in_batch or "teacher" not in batch:
-            terms["contrastive"] = contrastive(scores, excluded, weight)
+            terms["contrastive"] = self.ranking(scores, excluded, weight)
         hits = jnp.argmax(jnp.where(excluded, -jnp.inf, scores), axis=1) == jnp.arange(len(scores))
         return Loss(terms, {"hits": (jnp.sum(hits * weight), weight.sum())})
+
+    def ranking(self, scores: Array, excluded: Array, weight: Array) -> tuple[Array, Array]:
+        """(sum, weight) of what is asked of the scores [B, C] of a row's own document, on the diagonal, and those not `excluded` [B, C]."""
+        return contrastive(scores, excluded, weight)
 
     def _encode(self, params: Tree, ids: Array, attended: Array, key: Array | None) -> Array:
         if not self.chunk or len(ids) <= self.chunk:

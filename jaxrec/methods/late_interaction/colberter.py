@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxrec.limits import check
 from jaxrec.method import FROM_DATA, Array, Batch, Loss, Vectors
 from jaxrec.methods.late_interaction import colbert
 from jaxrec.methods.late_interaction.colbert import ColBERT
@@ -109,6 +110,7 @@ class ColBERTer(ColBERT):
     def __post_init__(self):
         super().__post_init__()
         check_words(self)
+        check(self, whole=1, whole_weight=0, gate_weight=0)
 
     @property
     def coefficients(self) -> Mapping[str, float]:  # type: ignore[override] - they are fields
@@ -129,12 +131,18 @@ class ColBERTer(ColBERT):
         """Vectors of `document` [C, Td]: [C, 1 + Td, Dw + Dc + 2], the whole text's first."""
         return joined_document(self.document_parts(params, batch, key))
 
+    def pieces(self, ids: Array, *, document: bool) -> Array:
+        """[B, 1 + T, T] bool: [CLS] of the whole text's vector, and all pieces of a word, wherever it stands, of that at its first piece."""
+        same, first = same_word(ids, self._kept(ids, document), continuing(self, ids))
+        whole = jnp.zeros_like(same[:, :1]).at[:, :, 0].set(True)
+        return jnp.concatenate([whole, same & first[..., None]], axis=1)
+
     def query_parts(self, params: Tree, batch: Batch, key: Array | None = None) -> Parts:
-        return self._parts(params, batch["query"], key)
+        return self._parts(params, batch["query"], key, document=False)
 
     def document_parts(self, params: Tree, batch: Batch, key: Array | None = None) -> Parts:
         """With gates: a word whose gate is 0 is masked. Single punctuation marks are no words, if `skip_punctuation`."""
-        parts = self._parts(params, batch["document"], key, skipped=self.punctuation if self.skip_punctuation else ())
+        parts = self._parts(params, batch["document"], key, document=True)
         if params.gate is None:
             return parts
         gate = jax.nn.relu(params.gate(parts.words))  # [C, T, 1]
@@ -172,18 +180,22 @@ class ColBERTer(ColBERT):
         }
         return Loss(terms, metrics)
 
-    def _parts(self, params: Tree, ids: Array, key: Array | None, skipped: tuple[int, ...] = ()) -> Parts:
+    def _parts(self, params: Tree, ids: Array, key: Array | None, *, document: bool) -> Parts:
         """Parts of texts [B, T], ungated."""
         attended = ids != self.pad
         encoded = self._encode(params, ids, attended, key)  # [B, T, Dw + Dc]
-        text = in_text(attended)
-        kept = text & ~jnp.isin(ids, jnp.asarray(skipped, ids.dtype)) if skipped else text
+        text, kept = in_text(attended), self._kept(ids, document)
         same, is_first = same_word(ids, kept, continuing(self, ids))
         share = same / jnp.maximum(same.sum(axis=-1, keepdims=True), 1)  # [B, T, T]
         words = share.astype(encoded.dtype) @ encoded[..., : self.dim]
         special = attended.sum(axis=1, dtype=jnp.int32) - text.sum(axis=1, dtype=jnp.int32)  # ColBERT keeps [CLS], the mark and [SEP]
         pieces = kept.sum(axis=1, dtype=jnp.int32) + special
         return Parts(encoded[:, 0, self.dim :], words, is_first, is_first.astype(encoded.dtype), pieces, is_first.sum(axis=1, dtype=jnp.int32))
+
+    def _kept(self, ids: Array, document: bool) -> Array:
+        """Which of the word pieces [B, T] are of words, bool."""
+        text = in_text(ids != self.pad)
+        return text & ~jnp.isin(ids, jnp.asarray(self.punctuation, ids.dtype)) if document and self.skip_punctuation and self.punctuation else text
 
 
 def joined_query(parts: Parts, fusion: Array) -> Vectors:

@@ -19,7 +19,8 @@ from flax import struct
 from jaxrec.method import Array
 from jaxrec.methods.late_interaction import colbert
 from jaxrec.methods.late_interaction.colbert import ColBERT
-from jaxrec.nn.attention import AttentionKind, Context
+from jaxrec.nn.attention import AttentionKind
+from jaxrec.nn.context import Context
 from jaxrec.nn.language_model import Decoder, LanguageModel
 from jaxrec.nn.linear import Linear
 from jaxrec.nn.lora import Adapters, LoRA
@@ -68,6 +69,11 @@ class Hydra(ColBERT):
     lora: LoRA = field(default_factory=lambda: LoRA(rank=32, alpha=32.0))
     augment: bool = False
     skip_punctuation: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora.adapters != 1:
+            raise ValueError(f"lora.adapters={self.lora.adapters}: all rows share one adapter here; set lora.adapters=1")
 
     def spec(self) -> Tree:
         base = self.encoder.spec()

@@ -23,8 +23,8 @@ from jaxrec.method import FROM_DATA, Array, Batch, Vectors
 from jaxrec.methods.late_interaction import colbert
 from jaxrec.methods.late_interaction.colbert import ColBERT
 from jaxrec.methods.late_interaction.colberter import check_words, continuing
-from jaxrec.nn.attention import Context, visible
 from jaxrec.nn.bert import BERT
+from jaxrec.nn.context import Context, visible
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm, unit
@@ -118,10 +118,20 @@ class KinyaColBERT(ColBERT):
         """Vectors of the words of `document` [C, Td], without those of one skipped part: [C, Td, D]."""
         return self._words(params, batch["document"], key, skipped=self.punctuation if self.skip_punctuation else ())
 
+    def pieces(self, ids: Array, *, document: bool) -> Array:
+        """[B, T, T] bool: the parts of the first word, of the second ..."""
+        _, word = self._numbered(ids)
+        return word[:, None, :] == jnp.arange(1, ids.shape[1] + 1)[None, :, None]
+
+    def _numbered(self, ids: Array) -> tuple[Array, Array]:
+        """([B, T] bool: does a part begin a word, [B, T] the number of its word, from 1; 0 of padding)."""
+        attended = ids != self.pad
+        starts = attended & ~continuing(self, ids).at[:, 0].set(False)
+        return starts, jnp.where(attended, jnp.cumsum(starts, axis=1), 0)
+
     def _words(self, params: Tree, ids: Array, key: Array | None, skipped: tuple[int, ...] = ()) -> Vectors:
         tokens, attended = ids.shape[1], ids != self.pad
-        starts = attended & ~continuing(self, ids).at[:, 0].set(False)
-        word = jnp.where(attended, jnp.cumsum(starts, axis=1), 0)  # [B, T]
+        starts, word = self._numbered(ids)
         values = self._encode(params, ids, word, key)  # what the encoder takes beside the ids
         mask = jnp.arange(tokens)[None, :] < word.max(axis=1, keepdims=True)
         if skipped:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxrec.limits import check
 from jaxrec.method import Array, Batch, Loss, Vectors
 from jaxrec.methods.late_interaction import colbert
 from jaxrec.methods.late_interaction.colbert import ColBERT, TokenEncoder
@@ -41,8 +42,7 @@ class XTR(ColBERT):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.retrieved < 1:
-            raise ValueError(f"retrieved={self.retrieved} leaves nothing to score by; use 1 or more")
+        check(self, retrieved=1)
 
     def similarity(self, queries: Vectors, documents: Vectors) -> Array:
         """f of every query and document, [B, C]."""

@@ -24,6 +24,7 @@ flat, and the new ones get the room outside (`growth`); cones are wide there as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -32,6 +33,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxrec.limits import POSITIVE, check
 from jaxrec.method import Batch, Encoder, Loss, Method, Starter, Vectors
 from jaxrec.methods.sequential import sasrec
 from jaxrec.methods.sequential.next_item import NextItem, tiny_batch
@@ -40,6 +42,8 @@ from jaxrec.nn.sequence import last_state
 from jaxrec.ops import hyperbolic, negatives
 from jaxrec.ops.robust_contrastive import robust_info_nce
 from jaxrec.param import Param, Tree, freeze, normal, ones, zeros
+
+FARTHEST = 10  # from the origin, in units of the curvature: scores there are about cosh(10)^2 = 1e8, of which float32 has no decimals left
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,15 @@ class HBCT(Method, Encoder, Starter):
             )
         if self.old.items != self.new.items:
             raise ValueError(f"old.items={self.old.items} and new.items={self.new.items} must be one catalogue")
-        if not (0 <= self.q[0] <= self.q[1] <= 1) or min(self.curvature, self.radius, self.temperature, self.boundary, self.density) <= 0 or self.growth < 1:
+        above = dict.fromkeys(("curvature", "radius", "temperature", "boundary", "density"), POSITIVE)
+        check(self, entail=0, align=0, growth=1, negatives=1, **above)
+        if not (isinstance(self.q, tuple) and len(self.q) == 2 and 0 <= self.q[0] <= self.q[1] <= 1):
+            raise ValueError(f"q={self.q} must be two numbers, 0 <= q_low <= q_high <= 1")
+        if (farthest := math.sqrt(self.curvature) * self.growth * self.radius) > FARTHEST:
             raise ValueError(
-                f"q={self.q} must be 0 <= q_low <= q_high <= 1, growth={self.growth} at least 1, and curvature={self.curvature}, radius={self.radius}, "
-                f"temperature={self.temperature}, boundary={self.boundary} and density={self.density} above 0"
+                f"curvature={self.curvature}, growth={self.growth} and radius={self.radius} let points lie sqrt(curvature) * growth * radius = {farthest:g} "
+                f"from the origin, where float32 cannot tell them apart; keep it at most {FARTHEST}, better 5"
             )
-        if self.entail < 0 or self.align < 0:
-            raise ValueError(f"entail={self.entail} and align={self.align} are weights of losses: at least 0")
 
     @property
     def coefficients(self) -> Mapping[str, float]:  # type: ignore[override] - they are fields
@@ -124,9 +130,16 @@ class HBCT(Method, Encoder, Starter):
         }
 
     def start(self, params: Tree, batches: Iterable[Batch], key: jax.Array) -> Tree:
-        """Measures the norms of the old items' vectors, which are to fill the space."""
+        """Measures the norms of the old items' vectors, which are to fill the space.
+
+        Raises:
+          ValueError: they are all zero, or not finite.
+        """
         norms = jnp.linalg.norm(params["old"].vectors(jnp.arange(1, self.old.items + 1)), axis=-1)
-        return {**params, "norm": {"smallest": jnp.min(norms), "largest": jnp.max(norms)}}
+        smallest, largest = jnp.min(norms), jnp.max(norms)
+        if not 0 < float(largest) < math.inf:
+            raise ValueError(f"the longest of the old items' vectors has length {float(largest)}; start them from a trained model: init_from={{'old': ...}}")
+        return {**params, "norm": {"smallest": smallest, "largest": largest}}
 
     # --- points: space coordinates [..., W] ---------------------------------------------------------------------------------------------
 

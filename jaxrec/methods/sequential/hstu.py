@@ -22,7 +22,8 @@ from flax import struct
 
 from jaxrec.method import Batch
 from jaxrec.methods.sequential.next_item import NextItem, tiny_batch
-from jaxrec.nn.attention import SOFTMAX, Context, check_heads
+from jaxrec.nn.attention import SOFTMAX, check_heads
+from jaxrec.nn.context import Context
 from jaxrec.nn.linear import Linear, dropout
 from jaxrec.nn.norm import LayerNorm, standardise
 from jaxrec.param import Param, zeros

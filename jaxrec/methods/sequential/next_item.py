@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrec.limits import check
+from jaxrec.limits import SHARE, check
 from jaxrec.method import FROM_DATA, Batch, Encoder, Loss, Method, Vectors
 from jaxrec.nn.attention import SOFTMAX, AttentionKind
 from jaxrec.nn.features import Feature
@@ -17,6 +17,8 @@ from jaxrec.nn.norm import unit
 from jaxrec.nn.sequence import SequenceEncoder, last_state
 from jaxrec.ops import losses, negatives
 from kernels.softmax_loss import softmax_loss
+
+LossName = Literal["softmax", "sampled_softmax", "bce", "gbce"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class NextItem(Method, Encoder):
       features: side features of items and users.
       ids: whether items have learned vectors of their own; without them an item is its features alone (a projected text vector, say).
       attention: its kind, and that of positions.
+      stddev: of item and position vectors at the start; 0 = dim ** -0.5. Vectors of items that training seldom sees stay as small as they began.
       temperature: 0 scores by inner products. Above 0 scores are cosines, and a loss sees them divided by it.
     """
 
@@ -47,7 +50,7 @@ class NextItem(Method, Encoder):
     heads: int = 1
     hidden: int = 0
     dropout: float = 0.5
-    loss_name: Literal["softmax", "sampled_softmax", "bce", "gbce"] = "sampled_softmax"
+    loss_name: LossName = "sampled_softmax"
     negatives: int = 512
     correction: bool = True
     gbce_t: float = 0.75
@@ -55,13 +58,17 @@ class NextItem(Method, Encoder):
     ids: bool = True
     temperature: float = 0.0
     attention: AttentionKind = SOFTMAX
+    stddev: float = 0.0
 
     causal: ClassVar[bool] = True
     positions: ClassVar[bool] = True
 
     def __post_init__(self):
         known = {name: 1 for name in ("items", "length") if getattr(self, name) != FROM_DATA}
-        check(self, **known, dim=1, layers=1, heads=1, hidden=0, negatives=int(self.loss_name != "softmax"), dropout=(0, 1), temperature=0)
+        known |= {"dim": 1, "layers": 1, "heads": 1, "hidden": 0, "negatives": int(self.loss_name != "softmax")}
+        check(self, **known, dropout=(0, 1), gbce_t=SHARE, temperature=0, stddev=0)
+        if self.loss_name not in get_args(LossName):
+            raise ValueError(f"{type(self).__name__}: loss_name={self.loss_name!r} must be one of {', '.join(get_args(LossName))}")
 
     def block(self) -> Any:
         """The spec of one layer."""
@@ -84,6 +91,7 @@ class NextItem(Method, Encoder):
             bias=self.attention.bias(self.heads, causal=self.causal, own=False),
             ids=self.ids,
             features=self.features,
+            stddev=self.stddev or None,
         )
 
     def compared(self, vectors: jax.Array) -> jax.Array:

@@ -147,3 +147,8 @@ def test_only_the_tasks_of_a_batch_learn_and_adapting_leaves_the_base():
                 assert changed.any() != method.adapt, name
     frozen = flatten(split(dataclasses.replace(METHOD, adapt=True).spec(), after)[1])
     assert all((leaf is not None) == name.startswith("base.") for name, leaf in frozen.items())
+
+
+def test_no_tasks_are_refused():
+    with pytest.raises(ValueError, match="^MetaLoRA: tasks=0 must be at least 1$"):
+        dataclasses.replace(METHOD, tasks=0)

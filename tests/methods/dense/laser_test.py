@@ -245,11 +245,14 @@ def test_adapters_think_too():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"thoughts": 0}, "thoughts=0 and chunk=16384 must be at least 1"),
+        ({"thoughts": 0}, "LaSER: thoughts=0 must be at least 1$"),
         ({"trajectory": -0.1}, "trajectory=-0.1 must be at least 0"),
-        ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 and trajectory_temperature=0.05 above 0"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 must be above 0$"),
+        ({"teacher": float("nan")}, "teacher=nan must be at least 0"),
+        ({"thoughts": 1.5}, "thoughts=1.5 must be a whole number of at least 1"),
         ({"pooling": "mean"}, "thoughts=3 go on from the last token of a text; leave pooling='last' and plan=None"),
         ({"plan": TokenPrepending("tp")}, "leave pooling='last' and plan=None"),
+        ({"encoder": LanguageModel(length=16), "thoughts": 16}, "thoughts=16 leave a text no room in the 16 tokens of the model; ask for fewer"),
         ({"encoder": LanguageModel(dropout=0.1)}, "encoder.dropout=0.1 does not reach thoughts"),
         ({"temperature": -1.0}, "temperature=-1.0 must be above 0"),
     ],
@@ -260,8 +263,16 @@ def test_what_cannot_be_is_refused(fields, message):
 
 
 def test_what_a_batch_lacks_is_said():
-    with pytest.raises(ValueError, match="and no reasoning to learn from; train on ReasonedPassages, or set teacher, distillation and trajectory to 0"):
-        bare = {name: array for name, array in BATCH.items() if name not in ("reasoning", "step")}
-        jax.eval_shape(lambda batch: METHOD.loss(PARAMS, batch, jax.random.key(0)), bare)
+    message = "and no reasoning with its steps to learn from; train on ReasonedPassages, or set teacher, distillation and trajectory to 0"
+    for lacking in (("reasoning", "step"), ("step",)):
+        with pytest.raises(ValueError, match=message):
+            bare = {name: array for name, array in BATCH.items() if name not in lacking}
+            jax.eval_shape(lambda batch: METHOD.loss(PARAMS, batch, jax.random.key(0)), bare)
     with pytest.raises(ValueError, match="texts of 23 tokens and 2 soft tokens are longer than the 24 of the model; cut texts to 22"):
         METHOD.encode_item(PARAMS, {"document": np.ones((1, 23), np.int32)})
+
+
+def test_a_text_of_one_token_has_thoughts_too():
+    found = states(METHOD, PARAMS, np.array([[7], [9]], np.int32))
+    np.testing.assert_allclose(found[0], recomputed(PARAMS, np.array([7]), METHOD.thoughts), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found[1], recomputed(PARAMS, np.array([9]), METHOD.thoughts), rtol=1e-4, atol=1e-4)

@@ -147,8 +147,9 @@ def test_a_plan_can_be_trained_with():
     ("fields", "message"),
     [
         ({"pooling": "first"}, "pooling='first' must be 'last' or 'mean'"),
-        ({"temperature": 0.0}, "temperature=0.0 must be above 0, and block=16 at least 1"),
-        ({"block": 0}, "block=0 at least 1"),
+        ({"temperature": 0.0}, "LastToken: temperature=0.0 must be above 0$"),
+        ({"block": 0}, "LastToken: block=0 must be at least 1$"),
+        ({"lora": LoRA(adapters=2)}, "lora.adapters=2: all rows share one adapter here; set lora.adapters=1"),
         ({"plan": TokenPrepending("prompt_eol")}, "plan='prompt_eol' is a prompt around the text"),
         ({"plan": TokenPrepending(output_layer=-1)}, "plan.output_layer=-1 means that the data knows it; write output_layer=8, the last layer, too"),
     ],

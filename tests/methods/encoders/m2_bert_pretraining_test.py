@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.special
 
+from jaxrec.methods.encoders.m2_bert import M2BERT
 from jaxrec.methods.encoders.m2_bert_pretraining import M2BERTPretraining, tiny
 from jaxrec.nn.bert import erf_gelu
 from jaxrec.param import create, flatten
@@ -72,3 +73,5 @@ def test_the_encoder_has_the_names_of_the_retriever():
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match="mask_share=1.0 must be between 0 and 1"):
         M2BERTPretraining(mask_share=1.0)
+    with pytest.raises(ValueError, match="mask_token=48 is none of the 48 word pieces, numbered from 0; take the tokenizer's own"):
+        M2BERTPretraining(M2BERT(vocabulary=48), mask_token=48)

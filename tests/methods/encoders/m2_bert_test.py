@@ -182,8 +182,14 @@ def test_mixer_residual_changes_the_encoding():
 def test_errors_name_the_value_and_the_fix():
     with pytest.raises(ValueError, match="loss_name='opl' must be 'projection', 'contrastive' or 'mixed'"):
         M2BERT(loss_name="opl")
-    with pytest.raises(ValueError, match="temperature=0 must be above 0"):
-        M2BERT(temperature=0)
+    for field, value, expected in (
+        ("temperature", 0, "above 0"),
+        ("length", 1, "at least 2"),
+        ("dropout", 1.0, "at least 0 and below 1"),
+        ("dim", 0, "at least 1"),
+    ):
+        with pytest.raises(ValueError, match=f"^M2BERT: {field}={value} must be {expected}$"):
+            M2BERT(**{field: value})
     with pytest.raises(ValueError, match="texts of 13 tokens are longer than the 12 positions of the model; truncate them to 12"):
         METHOD.encode_item(PARAMS, {"document": jnp.ones((1, 13), int)})
     params, batch = pairs()

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 
 from jaxrec.methods.generative import tiger, tiger_decoder
-from jaxrec.methods.generative.sid_generator import own_keys, tiny_sids
+from jaxrec.methods.generative.sid_generator import SidGenerator, own_keys, tiny_sids
 from jaxrec.nn.attention import AttentionKind
 from jaxrec.ops.trie import Trie
 from jaxrec.param import create, flatten, unflatten
+
+KINDS = [
+    AttentionKind(window=4, positions="rotary", groups=2),
+    AttentionKind("threshold", window=4, beta=0.3),
+    AttentionKind("threshold_differential", positions="rotary", groups=2, beta=0.3, learn_beta=True),
+    pytest.param(AttentionKind("differential", positions="alibi", window=5), marks=pytest.mark.slow),
+    pytest.param(AttentionKind("rectified", groups=1), marks=pytest.mark.slow),
+    pytest.param(AttentionKind("entmax", positions="relative", groups=2, window=3), marks=pytest.mark.slow),
+]
 
 ITEMS, LENGTH, BEAMS = 30, 6, 48  # as many beams as tuples; one number for all tests, so that one program serves them
 MODELS = {"encoder-decoder": tiger.tiny, "decoder-only": tiger_decoder.tiny}
@@ -181,3 +190,56 @@ def test_what_is_drawn_for_a_history_is_its_own():
     np.testing.assert_array_equal(keys[0], keys[2])
     assert (keys[0] != keys[1]).any()
     np.testing.assert_array_equal(keys[1], jax.random.key_data(own_keys(jax.random.key(0), histories[1:2]))[0])
+
+
+def a_token_at_a_time(step, codes):
+    """log p [B, K, H] of codes [B, K, H] by the steps of a search, each beam with a cache of its own."""
+    found, cache = [], None
+    for level in range(codes.shape[2]):
+        log_probs, cache = step(level, codes[:, :, level - 1] if level else None, cache)
+        if not level:  # as a search does, which begins with one beam
+            log_probs, cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, codes.shape[1], axis=1), (log_probs, cache))
+        found.append(jnp.take_along_axis(log_probs, codes[:, :, level, None], axis=2)[..., 0])
+    return jnp.stack(found, axis=2)
+
+
+def name(kind):
+    return f"{kind.weights}-{kind.positions}-groups {kind.groups}-window {kind.window}"
+
+
+@pytest.mark.parametrize("attention", KINDS, ids=name)
+@pytest.mark.parametrize("form", MODELS)
+def test_a_cache_reads_what_training_reads_under_every_kind_of_attention(form, attention, monkeypatch):
+    method = dataclasses.replace(MODELS[form]()[0], heads=4, attention=attention)
+    named = {f"sids.{name}": jnp.asarray(leaf) for name, leaf in flatten(tiny_sids(ITEMS)[1]).items()}
+    params = create(method.spec(), jax.random.key(4))
+    params = unflatten(params, flatten(params) | named)
+    histories, items = [[3, 8, 29, 8, 11], [17]], np.array([[4, 30], [17, 9]])
+    codes = params.sids.codes[items]
+    monkeypatch.setattr(SidGenerator, "search", lambda self, trie, batch, step, beams, key: a_token_at_a_time(step, codes))
+
+    def forced(history, item):
+        batch = {**question([[*history, item] if method.form == "stream" else history]), "user": np.zeros((1, LENGTH), np.int32)}
+        asked = (np.arange(LENGTH) == len(history) - 1)[None].astype(np.float32)
+        return {**batch, "mask": asked, "target": (asked * item).astype(np.int32)}
+
+    rows = [forced(history, item) for history, row in zip(histories, items, strict=True) for item in row.tolist()]
+    rows = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)  # [B K, 1, T]
+
+    def both(params, batch, rows):
+        levels = jax.vmap(lambda row: method.loss(params, row, jax.random.key(0)).metrics)(rows)
+        return method.generate(params, batch, beams=2), -jnp.stack([levels[f"level {number}"][0] for number in (1, 2, 3)], axis=-1)
+
+    found, wanted = jax.jit(both)(params, question(histories), rows)
+    np.testing.assert_allclose(found.reshape(4, 3), wanted, atol=1e-5)
+    assert np.ptp(wanted, axis=0).min() > 0.01
+
+
+def test_numbers_out_of_range_are_refused_by_name():
+    for kind in MODELS.values():
+        method = kind()[0]
+        message = (
+            f"^{type(method).__name__}: segments=0 must be at least 1; dim=16.5 must be a whole number of at least 1; dropout=1.0 must be .* below 1; beams=0"
+        )
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(method, segments=0, dim=16.5, dropout=1.0, beams=0)

@@ -211,8 +211,13 @@ def test_eight_devices_train_like_one():
 
 
 def test_errors():
-    for fields in ({"temperature": 0.0}, {"chunk": -1}):
-        with pytest.raises(ValueError, match=r"temperature=.* must be above 0 and chunk=.* not below"):
-            dataclasses.replace(METHOD, **fields)
+    for field, value, expected in (
+        ("temperature", 0.0, "above 0"),
+        ("temperature", np.nan, "above 0"),
+        ("chunk", -1, "at least 0"),
+        ("dim", 0.5, "a whole number of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=f"{field}={value} must be {expected}$"):
+            dataclasses.replace(METHOD, **{field: value})
     with pytest.raises(ValueError, match="chunk=3 does not divide the 4 texts of a batch; choose a divisor"):
         jax.eval_shape(dataclasses.replace(METHOD, chunk=3).encode_query, PARAMS, {"query": BATCH["query"]})

@@ -203,6 +203,10 @@ def test_fields_from_data():
 def test_errors():
     with pytest.raises(ValueError, match=r"ColBERTer has a vector for each word, and \[MASK\] is none; set augment=False"):
         dataclasses.replace(METHOD, augment=True)
+    with pytest.raises(ValueError, match="ColBERTer: whole=0 must be at least 1"):
+        dataclasses.replace(METHOD, whole=0)
+    with pytest.raises(ValueError, match="ColBERTer: gate_weight=nan must be at least 0"):
+        dataclasses.replace(METHOD, gate_weight=np.nan)
     alone = {name: array for name, array in BATCH.items() if not name.startswith("negative")} | {"teacher": jnp.ones((4, 1))}
     with pytest.raises(ValueError, match=r"MarginMSE compares .* the batch has none; set data\.hard"):
         jax.eval_shape(METHOD.loss, PARAMS, alone, jax.random.key(0))

@@ -121,3 +121,8 @@ def test_relative_positions_and_texts_that_are_too_long():
     assert np.abs(np.asarray(wanted) - np.asarray(embed(params.replace(base=params.base.replace(bias=None)), IDS)))[ATTENDED].max() > 1e-3
     with pytest.raises(ValueError, match="texts of 17 tokens are longer than the 16 of the model; cut them to 16"):
         METHOD.encode_item(PARAMS, {"document": np.ones((1, 17), np.int32)})
+
+
+def test_several_adapters_are_refused():
+    with pytest.raises(ValueError, match="lora.adapters=3: all rows share one adapter here; set lora.adapters=1"):
+        dataclasses.replace(METHOD, lora=dataclasses.replace(METHOD.lora, adapters=3))

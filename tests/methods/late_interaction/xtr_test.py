@@ -123,5 +123,5 @@ def test_documents_of_rows_of_weight_zero_are_not_retrieved():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="retrieved=0 leaves nothing to score by; use 1 or more"):
+    with pytest.raises(ValueError, match="retrieved=0 must be at least 1"):
         dataclasses.replace(tiny()[0], retrieved=0)

@@ -124,10 +124,13 @@ def test_its_models_take_their_columns_from_the_data():
     ({"new": dataclasses.replace(METHOD.new, loss_name="bce")}, "new.loss_name='bce' needs scores around 0"),
     ({"old": dataclasses.replace(METHOD.old, temperature=0.1)}, "old.temperature=0.1 and new.temperature=0.0 must be 0"),
     ({"old": dataclasses.replace(METHOD.old, items=29)}, "old.items=29 and new.items=30 must be one catalogue"),
-    ({"q": (0.5, 0.1)}, r"q=\(0.5, 0.1\) must be 0 <= q_low <= q_high <= 1"),
-    ({"growth": 0.9}, "growth=0.9 at least 1"),
-    ({"temperature": 0.0}, "temperature=0.0"),
-    ({"align": -1.0}, "align=-1.0 are weights of losses"),
+    ({"q": (0.5, 0.1)}, r"q=\(0.5, 0.1\) must be two numbers, 0 <= q_low <= q_high <= 1"),
+    ({"q": (0.1,)}, r"q=\(0.1,\) must be two numbers"),
+    ({"growth": 0.9}, "growth=0.9 must be at least 1$"),
+    ({"temperature": 0.0}, "temperature=0.0 must be above 0$"),
+    ({"curvature": np.nan, "negatives": 0}, "^HBCT: negatives=0 must be at least 1; curvature=nan must be above 0$"),
+    ({"align": -1.0}, "align=-1.0 must be at least 0$"),
+    ({"radius": 3.0}, r"curvature=1.0, growth=5.0 and radius=3.0 let points lie .* = 15 from the origin, .*; keep it at most 10, better 5"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -203,3 +206,10 @@ def test_a_new_model_that_ignores_the_old_one_finds_next_to_nothing_in_its_index
     found = upgraded()["free"]
     assert found.new_new > 0.9 and found.new_old < 0.25 and found.cost == 0  # by chance: 5 of 60
     assert not found.compatible and found.gain < 0
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_an_old_model_without_vectors_is_refused(params, value):
+    old = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params["old"])
+    with pytest.raises(ValueError, match=rf"the longest of the old items' vectors has length {value}; start them from a trained model: init_from="):
+        METHOD.start({**params, "old": old}, [], jax.random.key(0))

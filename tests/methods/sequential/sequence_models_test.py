@@ -11,7 +11,7 @@ from jaxrec.data.examples import pad_histories
 from jaxrec.method import FROM_DATA, bind
 from jaxrec.methods.sequential import bert4rec, esasrec, hstu, sasrec
 from jaxrec.methods.sequential.next_item import tiny_batch
-from jaxrec.nn.attention import Context, visible
+from jaxrec.nn.context import Context, visible
 from jaxrec.nn.features import Feature
 from jaxrec.param import create, flatten
 
@@ -279,6 +279,24 @@ def test_with_a_temperature_vectors_are_of_unit_length(name):
 def test_numbers_out_of_range_are_refused(name, value, limits):
     with pytest.raises(ValueError, match=f"^SASRec: {name}={value} must be at {limits}$"):
         sasrec.SASRec(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), "half"])
+def test_the_calibration_of_gbce_is_a_share(value):
+    with pytest.raises(ValueError, match=f"^SASRec: gbce_t={value!r} must be from 0 to 1$"):
+        sasrec.SASRec(loss_name="gbce", gbce_t=value)
+
+
+def test_unknown_losses_are_refused():
+    with pytest.raises(ValueError, match="^SASRec: loss_name='hinge' must be one of softmax, sampled_softmax, bce, gbce$"):
+        sasrec.SASRec(loss_name="hinge")
+
+
+@pytest.mark.parametrize(("stddev", "wanted"), [(0.0, 16**-0.5), (0.02, 0.02)])
+def test_item_and_position_vectors_begin_as_large_as_asked(stddev, wanted):
+    spec = sasrec.SASRec(items=2000, length=200, dim=16, stddev=stddev).spec()
+    tables = [create(part, jax.random.key(0)).table for part in (spec.item, spec.position)]
+    np.testing.assert_allclose([np.std(table) for table in tables], wanted, rtol=0.05)
 
 
 def test_the_whole_catalogue_needs_no_negatives():
