@@ -1,22 +1,23 @@
-"""Every experiment loads and resolves, and runs in miniature: one of each method in the default tests, its variants among the slow ones."""
+"""Every experiment loads and resolves, and runs in miniature: one of each family of methods in the default tests, the others among the slow ones."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxrec.experiment import load
+from experiments.grid_ablation import BASES, grid
+from jaxrec.experiment import load, override
 from jaxrec.train.loop import train
 
 FILES = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
 
 
 def miniatures():
-    """Each file; slow, where a shorter name has the same method on the same kind of data."""
+    """Each file; slow, where a shorter name has a method of the same family on the same kind of data: `contract_test` trains every method as it is."""
     seen = set()
     for path in sorted(FILES, key=lambda path: (len(path.stem), path.stem)):
         experiment = load(path)
-        kind = (type(experiment.method), type(experiment.data))
+        kind = (type(experiment.method).__module__.rpartition(".")[0], type(experiment.data))
         yield pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if kind in seen else [])
         seen.add(kind)
 
@@ -39,3 +40,11 @@ def test_experiment_runs_in_miniature(path, tmp_path):
     best = [value for name, value in result.items() if name.startswith("best_") and name != "best_step"]
     assert len(best) == 1 and 0 <= best[0] <= 1
     assert not experiment.steps or np.isfinite(result["loss"])
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_variant_of_grids_study_changes_its_base(name):
+    base = load(FILES[0].with_name(f"{name}.py"))
+    variants = {variant: override(base, changes) for variant, changes in grid(base).items()}
+    assert variants.pop("base") == base
+    assert len({repr(experiment) for experiment in (base, *variants.values())}) == len(variants) + 1, "one of them changes nothing, or two change the same"
