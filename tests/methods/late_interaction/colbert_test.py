@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxrec.methods.late_interaction import xtr
 from jaxrec.methods.late_interaction.colbert import tiny
 from jaxrec.param import create, flatten
 from jaxrec.sharding import Layout
@@ -197,11 +198,12 @@ def test_an_empty_row_of_weight_zero_leaves_the_gradient_finite(in_batch):
     assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in found.values())
 
 
-def test_eight_devices_train_like_one():
+@pytest.mark.parametrize("method", [METHOD, xtr.tiny()[0]], ids=["ColBERT", "XTR"])
+def test_eight_devices_train_like_one(method):
     batch = {name: np.concatenate([array, array[::-1] + (100 if name.endswith("row") else 0)]) for name, array in BATCH.items()}
     results = []
     for layout, devices in ((Layout(mesh=(("data", 1),)), 1), (Layout(), 8)):
-        runner = make_runner(METHOD, optax.sgd(0.5), layout, devices=jax.devices()[:devices])
+        runner = make_runner(method, optax.sgd(0.5), layout, devices=jax.devices()[:devices])
         state, metrics = runner.run(runner.start(), [batch])
         results.append((flatten(runner.read(state).params), float(metrics["loss"][0])))
     (one, value), (eight, other) = results
