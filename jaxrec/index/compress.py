@@ -5,6 +5,7 @@
 | float32                                    | 4 D                                | 512                  |
 | `int8_codes`                               | D + 4                              | 132                  |
 | `ResidualCodec`, b bits                    | D b / 8 + 2 (4 above 2^16 centres) | 18, 34, 66           |
+| `ProductResidualCodec`, b bits             | the same                           |                      |
 | `product_codes`, M parts                   | M                                  | 1 (M = 1), 16        |
 | `sign_bits`                                | D / 8                              | 16                   |
 | `pool`, factor f; `salient`, share p       | 1 / f, or p, of the tokens         | multiplies the above |
@@ -153,6 +154,15 @@ class ResidualCodec:
     def table(self) -> np.ndarray:
         """[256, 8 / b] the weights that each byte stands for."""
         return self.weights[unpack(np.arange(256, dtype=np.uint8)[:, None], self.bits)]
+
+    def products(self, queries: np.ndarray) -> np.ndarray:
+        """[m, D b / 8, 256] inner products of query tokens [m, D] with what each byte of a residual stands for."""
+        table = self.table()
+        return queries.reshape(len(queries), -1, table.shape[1]) @ table.T
+
+    def turned(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [m, D] in the basis in which residuals are coded: the same."""
+        return vectors
 
     def decode(self, codes: np.ndarray, packed: np.ndarray, *, normalize: bool = True) -> np.ndarray:
         """[T, D] float32; of norm 1 as ColBERTv2 and PLAID have it, or as they come, as WARP does."""

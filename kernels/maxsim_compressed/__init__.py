@@ -53,14 +53,16 @@ def maxsim_residual(
     normalize: bool = True,
     backend: dispatch.Backend = "auto",
 ) -> Array:
-    """[B, C] float32 scores of documents in ColBERTv2's codec (arXiv 2112.01488): centroids[codes] and b bits for each entry of what is left.
+    """[B, C] float32 scores of documents in ColBERTv2's codec (arXiv 2112.01488): centroids[codes] and b bits for each entry of what is left, by entries or
+    as a product code.
 
     Args:
       queries, offsets, query_mask, backend: as in `maxsim_int8`.
       centroids, codes, residuals, weights, normalize: see `ResidualTokens`.
 
     Raises:
-      ValueError: shapes or types that are not as there, or for backend="tpu" centroids that do not fit its memory; "auto" takes "blocked" for those.
+      ValueError: shapes or types that are not as there, or for backend="tpu" product codes and centroids that do not fit its memory; "auto" takes
+        "blocked" for those.
       TypeError: a gradient is asked for.
     """
     return _maxsim(queries, ResidualTokens(centroids, codes, residuals, weights, normalize), offsets, query_mask, backend)
@@ -69,11 +71,9 @@ def maxsim_residual(
 def implementation(backend: str, tokens: Tokens) -> ModuleType:
     """Of `backend`, for these tokens; each has `scorer` and `documents_at_once`."""
     name = dispatch.choose(backend, IMPLEMENTATIONS)
-    if name == "tpu" and isinstance(tokens, ResidualTokens) and not tpu.fits(tokens):
+    if name == "tpu" and (why := tpu.refusal(tokens)):
         if backend == "tpu":
-            raise ValueError(
-                f"{len(tokens.centroids)} centroids do not fit the {tpu.TABLE_BYTES >> 20} MiB that the kernel has for them; use backend='blocked'"
-            )
+            raise ValueError(f"{why}; use backend='blocked'")
         name = "blocked"
     return IMPLEMENTATIONS[name]
 

@@ -60,14 +60,21 @@ def _similarity(queries: Array, tokens: Tokens) -> tuple[Any, Callable[[Any], Ar
 
 
 def _residual(queries: Array, tokens: ResidualTokens) -> Callable[[tuple[Array, Array]], Array]:
-    """Dimensions go in the order of the bits: first those in the highest bits of each byte. Then no entry moves when bytes are taken apart."""
-    bits = tokens.bits
-    queries, centroids = (array.reshape(len(array), -1, 8 // bits).swapaxes(1, 2).reshape(array.shape) for array in (queries, tokens.centroids))
+    """Of numbers of b bits the dimensions go in the order of the bits, first those in the highest bits of each byte: then no entry moves when bytes are taken
+    apart."""
+    bits, centroids = tokens.bits, tokens.centroids
+    if not tokens.product:
+        queries, centroids = (array.reshape(len(array), -1, 8 // bits).swapaxes(1, 2).reshape(array.shape) for array in (queries, centroids))
+
+    def left(residuals: Array) -> Array:
+        if tokens.product:
+            byte = 256 * jnp.arange(residuals.shape[1])[None] + residuals  # rows of the books one after another
+            return tokens.weights.reshape(-1, 8 // bits)[byte].reshape(len(residuals), tokens.dim)
+        return select(jnp.concatenate([(residuals >> shift) & (2**bits - 1) for shift in range(8 - bits, -1, -bits)], axis=1), tokens.weights)
 
     def similarity(rows: tuple[Array, Array]) -> Array:
         codes, residuals = rows
-        buckets = jnp.concatenate([(residuals >> shift) & (2**bits - 1) for shift in range(8 - bits, -1, -bits)], axis=1)
-        decoded = centroids[codes.astype(jnp.int32)] + select(buckets, tokens.weights)  # [t, D]
+        decoded = centroids[codes.astype(jnp.int32)] + left(residuals)  # [t, D]
         if not tokens.normalize:
             return dot(decoded, queries)
         squares = dot(decoded * decoded, jnp.ones((1, tokens.dim)))  # [t, 1]; a sum along the last axis does not vectorise on a CPU

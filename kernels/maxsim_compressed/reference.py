@@ -16,11 +16,17 @@ def vectors(tokens: Tokens) -> Array:
     if isinstance(tokens, Int8Tokens):
         return tokens.codes.astype(jnp.float32) * tokens.scales[:, None]
     if isinstance(tokens, ResidualTokens):
-        shifts = jnp.arange(8 - tokens.bits, -1, -tokens.bits, dtype=jnp.uint8)
-        buckets = (tokens.residuals[..., None] >> shifts[None, None, :]) & jnp.uint8(2**tokens.bits - 1)  # [T, bytes, 8 / b]
-        decoded = tokens.centroids[tokens.codes] + tokens.weights[buckets.reshape(len(tokens), tokens.dim)]
+        decoded = tokens.centroids[tokens.codes] + residuals(tokens).reshape(len(tokens), tokens.dim)
         return decoded / jnp.maximum(jnp.linalg.norm(decoded, axis=1, keepdims=True), TINY) if tokens.normalize else decoded
     return tokens
+
+
+def residuals(tokens: ResidualTokens) -> Array:
+    """[T, bytes, 8 / b] what the bytes stand for."""
+    if tokens.product:
+        return tokens.weights[jnp.arange(tokens.residuals.shape[1])[None], tokens.residuals]
+    shifts = jnp.arange(8 - tokens.bits, -1, -tokens.bits, dtype=jnp.uint8)
+    return tokens.weights[(tokens.residuals[..., None] >> shifts[None, None, :]) & jnp.uint8(2**tokens.bits - 1)]
 
 
 def documents_at_once(queries: Array, tokens: Tokens, documents: int) -> int:

@@ -37,13 +37,13 @@ class Int8Tokens:
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("centroids", "codes", "residuals", "weights"), meta_fields=("normalize",))
 @dataclass(frozen=True)
 class ResidualTokens:
-    """Token t is centroids[codes[t]] + weights[residuals of t], entry by entry (Santhanam et al. 2022, ColBERTv2, arXiv 2112.01488).
+    """Token t is centroids[codes[t]] + what its residuals stand for, entry by entry (Santhanam et al. 2022, ColBERTv2, arXiv 2112.01488) or byte by byte.
 
     Attributes:
       centroids: [K, D] float32.
       codes: [T] integers below K.
-      residuals: [T, D b / 8] uint8: D numbers of b bits, the first in the highest bits of the first byte.
-      weights: [2^b] float32, b = 1, 2 or 4.
+      residuals: [T, D b / 8] uint8, b = 1, 2 or 4: D numbers of b bits, the first in the highest bits of the first byte; or a product code.
+      weights: [2^b] float32, the same for all entries; or, for a product code, [D b / 8, 256, 8 / b] float32, the 8 / b entries that each byte stands for.
       normalize: the token is divided by its norm, as ColBERTv2 and PLAID have it; False: as it comes, as WARP has it.
     """
 
@@ -64,7 +64,12 @@ class ResidualTokens:
     @property
     def bits(self) -> int:
         """b."""
-        return len(self.weights).bit_length() - 1
+        return 8 // self.weights.shape[2] if self.product else len(self.weights).bit_length() - 1
+
+    @property
+    def product(self) -> bool:
+        """Whether a byte is one code of all its entries."""
+        return self.weights.ndim == 3
 
 
 Tokens = Array | Int8Tokens | ResidualTokens
@@ -99,8 +104,12 @@ def _check_residual(tokens: ResidualTokens) -> None:
         raise ValueError(f"centroids must be float32 [K, D], got {centroids.dtype} of shape {centroids.shape}")
     if codes.ndim != 1 or not jnp.issubdtype(codes.dtype, jnp.integer):
         raise ValueError(f"codes must be [T] integers, got {codes.dtype} of shape {codes.shape}")
-    if weights.shape not in ((2,), (4,), (16,)) or weights.dtype != jnp.float32:
-        raise ValueError(f"weights must be float32, one for each number of 1, 2 or 4 bits, got {weights.dtype} of shape {weights.shape}")
+    books = [(tokens.dim * bits // 8, 256, 8 // bits) for bits in (1, 2, 4)]
+    if weights.shape not in ((2,), (4,), (16,), *books) or weights.dtype != jnp.float32:
+        raise ValueError(
+            f"weights must be float32, one for each number of 1, 2 or 4 bits, or {' or '.join(map(str, books))} for a product code of {tokens.dim} dimensions, "
+            f"got {weights.dtype} of shape {weights.shape}"
+        )
     each, dim = 8 // tokens.bits, tokens.dim
     if dim % each:
         raise ValueError(f"{dim} numbers of {tokens.bits} bits fill no whole bytes; use a multiple of {each} dimensions")

@@ -26,9 +26,13 @@ TABLE_BYTES = 32 * 2**20  # of centroids in VMEM, at most
 DOCUMENTS = 4096  # that one call scores, at most: their offsets lie in SMEM
 
 
-def fits(tokens: ResidualTokens) -> bool:
-    """Whether the centroids fit VMEM."""
-    return _table_bytes(tokens) <= TABLE_BYTES
+def refusal(tokens: Tokens) -> str:
+    """Why the kernel does not take these tokens; empty where it does."""
+    if isinstance(tokens, ResidualTokens) and tokens.product:
+        return "the kernel has no look-up for product codes"
+    if isinstance(tokens, ResidualTokens) and _table_bytes(tokens) > TABLE_BYTES:
+        return f"{len(tokens.centroids)} centroids do not fit the {TABLE_BYTES >> 20} MiB that the kernel has for them"
+    return ""
 
 
 def documents_at_once(queries: Array, tokens: Tokens, documents: int) -> int:

@@ -8,8 +8,11 @@ import pytest
 from jaxrec.index.compress import unit
 from jaxrec.index.multivector import ExactMultiVector, Plaid, Warp, packed
 
+PRODUCT = {"bits": 2, "residuals": "product"}
+CASES = [(ExactMultiVector, {"storage": "int8"}), (Plaid, {"bits": 2}), (Plaid, PRODUCT), (Warp, {"bits": 1}), (Warp, PRODUCT)]
 
-@pytest.mark.parametrize(("engine", "options"), [(ExactMultiVector, {"storage": "int8"}), (Plaid, {"bits": 2}), (Warp, {"bits": 1})])
+
+@pytest.mark.parametrize(("engine", "options"), CASES)
 def test_compiled_scores_are_those_of_decoding(monkeypatch, engine, options):
     rng = np.random.default_rng(0)
     documents = [unit(rng.normal(size=(n, 16))).astype(np.float32) for n in (3, 0, 40, 1, 9, 20)]

@@ -55,10 +55,10 @@ def test_storage_decides_the_bytes(data):
 # --- PLAID --------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 32])
-def test_plaid_that_keeps_everything_is_exact_search_of_decoded_vectors(data, bits):
+@pytest.mark.parametrize(("bits", "residuals"), [(1, "scalar"), (2, "scalar"), (4, "scalar"), (32, "scalar"), (1, "product"), (2, "product")])
+def test_plaid_that_keeps_everything_is_exact_search_of_decoded_vectors(data, bits, residuals):
     ids, documents, queries = data
-    index = Plaid(ids, documents, bits=bits, centroids=50, probes=50, candidates=999, decoded=999)
+    index = Plaid(ids, documents, bits=bits, residuals=residuals, centroids=50, probes=50, candidates=999, decoded=999)
     decoded = [index.codec.decode(*index.codec.encode(d)) if bits < 32 else d for d in documents]
     exactly = ExactMultiVector(ids, decoded)
     close(index.search(queries, 200), exactly.search(queries, 200))
@@ -109,12 +109,20 @@ def test_plaid_keeps_directions_only():
         Plaid([4], [np.zeros((1, 8))])
 
 
+def test_vectors_as_they_are_leave_no_residuals():
+    with pytest.raises(ValueError, match="bits=32 keeps vectors as they are, so there are no residuals for residuals='product'; use 1, 2 or 4 bits"):
+        Plaid(bits=32, residuals="product")
+
+
 @pytest.mark.parametrize("engine", [Plaid, Warp])
 def test_codec_options(engine):
     with pytest.raises(ValueError, match="bits=3: an entry of a residual has 1, 2 or 4 bits"):
         engine(bits=3)
-    with pytest.raises(ValueError, match="12 numbers of 1 bits fill no whole bytes"):
-        engine([1], [np.eye(12)], bits=1)
+    for residuals in ("scalar", "product"):
+        with pytest.raises(ValueError, match="12 numbers of 1 bits fill no whole bytes"):
+            engine([1], [np.eye(12)], bits=1, residuals=residuals)
+    with pytest.raises(ValueError, match="residuals='vector' is none of scalar, product"):
+        engine(residuals="vector")
     with pytest.raises(ValueError, match="so there is no codec"):
         _ = engine().codec
 
@@ -142,6 +150,18 @@ def test_tuning_has_the_same_limits(engine, name, tmp_path):
     assert engine.load(tmp_path / "index")._options == index._options | {name: 5}
 
 
+def test_product_codes_are_saved_and_loaded(data, tmp_path):
+    ids, documents, queries = data
+    for engine in (Plaid, Warp):
+        index = engine(ids[:150], documents[:150], bits=2, residuals="product", centroids=50)
+        index.save(tmp_path / engine.__name__)
+        loaded = engine.load(tmp_path / engine.__name__)
+        for one in (index, loaded):
+            one.add(ids[150:], documents[150:])
+        identical(loaded.search(queries, 20), index.search(queries, 20))
+        assert loaded.nbytes == index.nbytes and loaded.drift == index.drift
+
+
 @pytest.mark.parametrize("engine", [Plaid, Warp])
 def test_drift_tells_when_to_rebuild(engine, data):
     ids, documents, _ = data
@@ -161,10 +181,10 @@ def test_drift_tells_when_to_rebuild(engine, data):
 # --- WARP ---------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_warp_that_reads_all_lists_is_exact_search_of_vectors_decoded_as_they_come(data, bits):
+@pytest.mark.parametrize(("bits", "residuals"), [(1, "scalar"), (2, "scalar"), (4, "scalar"), (2, "product")])
+def test_warp_that_reads_all_lists_is_exact_search_of_vectors_decoded_as_they_come(data, bits, residuals):
     ids, documents, queries = data
-    index = Warp(ids, documents, bits=bits, centroids=50, probes=50)
+    index = Warp(ids, documents, bits=bits, residuals=residuals, centroids=50, probes=50)
     exactly = ExactMultiVector(ids, [index.codec.decode(*index.codec.encode(d), normalize=False) for d in documents])
     close(index.search(queries, 200), exactly.search(queries, 200))
     close(index.search(queries, 30, filter=ids[:50]), exactly.search(queries, 30, filter=ids[:50]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -49,9 +50,12 @@ def decoded(tokens, normalize: bool = True) -> np.ndarray:
         return np.asarray(tokens.codes, np.float64) * np.asarray(tokens.scales, np.float64)[:, None]
     if not isinstance(tokens, ResidualTokens):
         return np.asarray(tokens, np.float64)
-    each = np.unpackbits(np.asarray(tokens.residuals), axis=1).reshape(len(tokens), tokens.dim, tokens.bits)
-    buckets = (each * 2 ** np.arange(tokens.bits)[::-1]).sum(axis=-1)
-    vectors = np.asarray(tokens.centroids, np.float64)[np.asarray(tokens.codes)] + np.asarray(tokens.weights, np.float64)[buckets]
+    if tokens.weights.ndim == 3:
+        left = np.concatenate([book[byte] for book, byte in zip(np.asarray(tokens.weights), np.asarray(tokens.residuals).T, strict=True)], axis=1)
+    else:
+        each = np.unpackbits(np.asarray(tokens.residuals), axis=1).reshape(len(tokens), tokens.dim, tokens.bits)
+        left = np.asarray(tokens.weights, np.float64)[(each * 2 ** np.arange(tokens.bits)[::-1]).sum(axis=-1)]
+    vectors = np.asarray(tokens.centroids, np.float64)[np.asarray(tokens.codes)] + left
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True) if normalize else vectors
 
 
@@ -112,6 +116,28 @@ class TestEveryBackend:
             best, rows = ranked(oracle(queries, mask, offsets, decoded(tokens)), 4)
             assert_near(actual, best)
             np.testing.assert_array_equal(actual_rows, rows)
+
+    @pytest.mark.parametrize(("bits", "normalize"), [(1, False), (2, True), (4, True)])
+    def test_product_codes(self, backend, bits, normalize):
+        queries, mask, offsets, _, residual = draw((2, 9, 96, [0, 130, 1, 30, 5], bits))
+        books = np.random.default_rng(2).normal(size=(96 * bits // 8, 256, 8 // bits))
+        tokens = dataclasses.replace(residual, weights=jnp.asarray(books, F32), normalize=normalize)
+        assert tokens.bits == bits
+
+        @jax.jit
+        def both(queries, tokens):
+            fields = tokens.centroids, tokens.codes, tokens.residuals, tokens.weights
+            return maxsim_residual(queries, *fields, offsets, mask, normalize=normalize, backend=backend), maxsim_topk(queries, tokens, offsets, 4, mask)
+
+        if backend == "tpu":
+            with pytest.raises(ValueError, match="no look-up for product codes; use backend='blocked'"):
+                both(queries, tokens)
+            return
+        expected = oracle(queries, mask, offsets, decoded(tokens, normalize))
+        scores, (best, rows) = both(queries, tokens)
+        assert_near(scores, expected)
+        assert_near(best, ranked(expected, 4)[0])
+        np.testing.assert_array_equal(rows, ranked(expected, 4)[1])
 
     def test_one_token_of_one_bit_not_normalised_and_a_query_in_bfloat16(self, backend):
         queries, mask, offsets, int8, residual = draw((1, 1, 8, [1], 1))
@@ -243,7 +269,7 @@ def test_errors_say_what_is_wrong():
         maxsim_residual(queries, fields[0].astype(BF16), *fields[1:], offsets)
     with pytest.raises(ValueError, match=r"codes must be \[T\] integers, got float32"):
         maxsim_residual(queries, fields[0], fields[1].astype(F32), *fields[2:], offsets)
-    with pytest.raises(ValueError, match=r"weights must be float32, one for each number of 1, 2 or 4 bits, got float32 of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"one for each number of 1, 2 or 4 bits, or \(3, 256, 8\) or .* got float32 of shape \(3,\)"):
         maxsim_residual(queries, *fields[:3], fields[3][:3], offsets)
     with pytest.raises(ValueError, match=r"residuals must be uint8 \(47, 6\) for 24 dimensions of 2 bits, got uint8 of shape \(47, 12\)"):
         maxsim_residual(queries, *fields[:3], fields[3][:4], offsets)

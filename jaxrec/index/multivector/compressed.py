@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -12,17 +13,20 @@ from numpy.typing import ArrayLike
 
 from jaxrec.index.compress import ResidualCodec
 from jaxrec.index.multivector.multivector import MultiVectorIndex, Vectors
-from jaxrec.index.multivector.packed import Packed, maxsim, maxsim_of_codes
+from jaxrec.index.multivector.packed import VECTORS, Packed, maxsim, maxsim_of_codes
+from jaxrec.index.product_residuals import ProductResidualCodec
 from kernels.maxsim_compressed import maxsim_residual
 
 SAMPLE = 4096  # tokens of an `add` whose error is measured
 CODES, RESIDUALS = "codes", "residuals"
+Codec = ResidualCodec | ProductResidualCodec
+CODECS: dict[str, type[Codec]] = {"scalar": ResidualCodec, "product": ProductResidualCodec}
 
 
 class Compressed(MultiVectorIndex):
-    """An index whose first documents fit a `ResidualCodec` that encodes all later ones too."""
+    """An index whose first documents fit a codec that encodes all later ones too: `residuals` is "scalar" or "product", by the codecs' names."""
 
-    _codec: ResidualCodec | None = None
+    _codec: Codec | None = None
     _errors: np.ndarray | None = None  # squared error a token of what the codec was fitted to, that of what came later, and how many tokens came
 
     @property
@@ -40,7 +44,7 @@ class Compressed(MultiVectorIndex):
         vars(self).update(vars(fresh))
 
     @property
-    def codec(self) -> ResidualCodec:
+    def codec(self) -> Codec:
         """Fitted by the first documents with tokens; raises ValueError before."""
         if self._codec is None:
             raise ValueError("no document with tokens was added, so there is no codec")
@@ -48,7 +52,11 @@ class Compressed(MultiVectorIndex):
 
     def _learn(self, vectors: np.ndarray) -> None:
         options = self._options
-        self._codec = ResidualCodec.fit(vectors, options["bits"], centroids=options["centroids"], seed=options["seed"])
+        self._codec = self._kind.fit(vectors, options["bits"], centroids=options["centroids"], seed=options["seed"])
+
+    @property
+    def _kind(self) -> type[Codec]:
+        return CODECS[self._options["residuals"]]
 
     def _decode(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """[T, D] the vectors that the columns of `_encode` stand for."""
@@ -60,8 +68,10 @@ class Compressed(MultiVectorIndex):
         def decoding(some: Packed) -> np.ndarray:
             return maxsim(queries, self._decode(some.columns), some.offsets)
 
-        book = self.codec.centroids, self.codec.weights
-        return maxsim_of_codes(queries, documents, decoding, functools.partial(_residual_scores, *book, normalize=normalize))
+        book = self.codec.turned(self.codec.centroids), self.codec.weights
+        turned = Packed(queries.offsets, {VECTORS: self.codec.turned(queries.vectors)})
+        compiled = functools.partial(_residual_scores, *book, normalize=normalize)
+        return maxsim_of_codes(turned, documents, decoding, compiled)
 
     def _insert(self, documents: Packed, ids: np.ndarray, order: np.ndarray) -> None:
         self._measure(documents.vectors)
@@ -82,14 +92,28 @@ class Compressed(MultiVectorIndex):
     def _arrays(self) -> dict[str, np.ndarray]:
         if self._codec is None or self._errors is None:
             return super()._arrays()
-        book = {"centroids": self._codec.centroids, "cutoffs": self._codec.cutoffs, "weights": self._codec.weights, "errors": self._errors}
-        return super()._arrays() | book
+        return super()._arrays() | {name: getattr(self._codec, name) for name in _fields(self._kind)} | {"errors": self._errors}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         if self._learned:
             self._errors = arrays.pop("errors")
-            self._codec = ResidualCodec(*(arrays.pop(name) for name in ("centroids", "cutoffs", "weights")))
+            self._codec = self._kind(*(arrays.pop(name) for name in _fields(self._kind)))
         super()._restore(arrays)
+
+
+def _fields(kind: type[Codec]) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def check_codec(bits: int, residuals: str, widths: tuple[int, ...] = (1, 2, 4)) -> None:
+    """Raises ValueError for options that are no codec's."""
+    if bits not in widths:
+        whole = ", or 32 for vectors as they are" if 32 in widths else ""
+        raise ValueError(f"bits={bits}: an entry of a residual has 1, 2 or 4 bits{whole}")
+    if residuals not in CODECS:
+        raise ValueError(f"residuals={residuals!r} is none of {', '.join(CODECS)}")
+    if bits == 32 and residuals != "scalar":
+        raise ValueError(f"bits=32 keeps vectors as they are, so there are no residuals for residuals={residuals!r}; use 1, 2 or 4 bits")
 
 
 @functools.partial(jax.jit, static_argnames="normalize")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrec.index.compress import ResidualCodec, assign, fit_centroids
 from jaxrec.index.exact import best
-from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed
+from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed, check_codec
 from jaxrec.index.multivector.multivector import Vectors
 from jaxrec.index.multivector.packed import CODES_AT_ONCE, TOKENS, VECTORS, Packed, maxsim, maxsim_of, ranges
 
@@ -32,6 +32,8 @@ class Plaid(Compressed):
     Args:
       ids, vectors, fingerprint: see `MultiVectorIndex`. Vectors have norm 1.
       bits: for each entry of a residual: 1, 2 or 4; 32: the vectors are stored as they are, and scores are exact.
+      residuals: coded by "scalar", entry by entry (`ResidualCodec`), or "product", 8 / bits of their principal directions to a byte
+        (`ProductResidualCodec`): of the same size, nearer, slower to build.
       centroids: K; 0: as `ResidualCodec.fit` has it.
       probes: centroids for each query token.
       candidates: documents that pass the first stage, or 8 k if that is more.
@@ -48,6 +50,7 @@ class Plaid(Compressed):
         vectors: Vectors | None = None,
         *,
         bits: int = 2,
+        residuals: Literal["scalar", "product"] = "scalar",
         centroids: int = 0,
         probes: int = 32,
         candidates: int = 1024,
@@ -55,9 +58,9 @@ class Plaid(Compressed):
         seed: int = 0,
         fingerprint: str = "",
     ):
-        if bits not in (1, 2, 4, WHOLE):
-            raise ValueError(f"bits={bits}: an entry of a residual has 1, 2 or 4 bits, or 32 for vectors as they are")
-        super().__init__(fingerprint=fingerprint, bits=bits, centroids=centroids, probes=probes, candidates=candidates, decoded=decoded, seed=seed)
+        check_codec(bits, residuals, (1, 2, 4, WHOLE))
+        codec = {"bits": bits, "residuals": residuals, "centroids": centroids, "seed": seed}
+        super().__init__(fingerprint=fingerprint, **codec, probes=probes, candidates=candidates, decoded=decoded)
         self._lists: Packed | None = None  # by centroid, the rows of the documents that have a token there; None: to be made
         if vectors is not None:
             self.add(ids, vectors)

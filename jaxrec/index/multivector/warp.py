@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxrec.index.exact import best
-from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed
+from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed, check_codec
 from jaxrec.index.multivector.multivector import Vectors
 from jaxrec.index.multivector.packed import Packed, ranges
 
@@ -32,6 +32,7 @@ class Warp(Compressed):
     Args:
       ids, vectors, fingerprint: see `MultiVectorIndex`.
       bits: for each entry of a residual: 1, 2 or 4.
+      residuals: see `Plaid`.
       centroids: K; 0: as `ResidualCodec.fit` has it.
       probes: lists for each query token.
       seed: of the codec.
@@ -46,14 +47,14 @@ class Warp(Compressed):
         vectors: Vectors | None = None,
         *,
         bits: int = 4,
+        residuals: Literal["scalar", "product"] = "scalar",
         centroids: int = 0,
         probes: int = 32,
         seed: int = 0,
         fingerprint: str = "",
     ):
-        if bits not in (1, 2, 4):
-            raise ValueError(f"bits={bits}: an entry of a residual has 1, 2 or 4 bits")
-        super().__init__(fingerprint=fingerprint, bits=bits, centroids=centroids, probes=probes, seed=seed)
+        check_codec(bits, residuals)
+        super().__init__(fingerprint=fingerprint, bits=bits, residuals=residuals, centroids=centroids, probes=probes, seed=seed)
         self._sizes = np.zeros(0, np.int64)  # [N] tokens of each document; `_held` goes by centroid here
         if vectors is not None:
             self.add(ids, vectors)
@@ -111,7 +112,7 @@ class Warp(Compressed):
         for number in range(len(queries)):
             vectors = queries.take(np.array([number])).vectors  # [m, D]
             similarity = vectors @ self.codec.centroids.T  # [m, K]
-            tables = vectors.reshape(len(vectors), -1, self.codec.table().shape[1]) @ self.codec.table().T  # [m, bytes, 256]
+            tables = self.codec.products(vectors)  # [m, bytes, 256]
             missing = imputed(similarity, self._held.lengths, max(1, math.isqrt(8 * int(self._held.offsets[-1]))))
             probes = min(self._options["probes"], similarity.shape[1])
             while True:
