@@ -31,8 +31,8 @@ def main() -> None:
         parser.error(f"--only {' '.join(sorted(unknown))}: the variants are {', '.join(names)}")
     for name in options.only or names:
         rows = [rated(seeded(base, seed), name, ROOT / options.base) for seed in range(options.seeds)]
-        label = f"{options.base} {name}, {base.steps} steps"
-        record("grid_study", results(label, "TIGERDecoder" if name == "decoder_only" else "TIGER", rows, None))
+        found = results(f"{options.base} {name}", "TIGERDecoder" if name == "decoder_only" else "TIGER", rows, None)
+        record("grid_study", [row | {"base": options.base, "variant": name, "steps": base.steps} for row in found])
 
 
 if __name__ == "__main__":

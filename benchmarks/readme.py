@@ -38,6 +38,7 @@ def main() -> None:
         "docs/results.md": {
             "accuracy": accuracy(load("accuracy")),
             "sids": sids(load("sid_quality")),
+            "grid": grid(load("grid_study")),
             "trie": trie(load("trie_scale")),
             "search": search(load("scifact")),
             "index": index(load("multivector_index")),
@@ -117,7 +118,7 @@ def accuracy(results: list[dict[str, Any]]) -> str:
         lines += [f"| {dataset} | seeds | {' | '.join(PROTOCOLS)} | published |", "|---|---|---|---|---|"]
         mine = {run: rows for run, rows in runs.items() if group(run) == dataset}
         for run, rows in sorted(mine.items(), key=lambda pair: -pair[1][PROTOCOLS[1]]["ours"]["NDCG@10"]):
-            cells = [" / ".join(f"{rows[p]['ours'][m]:.4f} ±{half(rows[p]['interval'][m]):.4f}" for m in METRICS) for p in PROTOCOLS]
+            cells = [both(rows[protocol]) for protocol in PROTOCOLS]
             protocol, *numbers = PUBLISHED.get(run, ("",))
             published = f"{' / '.join(f'{number:.4f}' for number in numbers)}, {protocol.partition(',')[0]}" if numbers else ""
             lines.append(f"| {run} | {len(rows[PROTOCOLS[0]]['seeds']['NDCG@10'])} | {cells[0]} | {cells[1]} | {published} |")
@@ -161,6 +162,25 @@ def sids(results: list[dict[str, Any]]) -> str:
             what = row["name"][0].upper() + row["name"][1:]
             lines += ["", f"{what} of {row['dim']} dimensions to 3 levels of 256 codes takes {row['ours']} s ({row['device']}, load {row['load']})."]
     return "\n".join(lines) + "\n"
+
+
+def grid(results: list[dict[str, Any]]) -> str:
+    """A table per base of GRID's study: a row per variant, the two protocols side by side."""
+    lines = []
+    for base in dict.fromkeys(row["base"] for row in results):
+        mine = [row for row in results if row["base"] == base]
+        devices, steps = ", ".join(dict.fromkeys(row["device"] for row in mine)), mine[0]["steps"]
+        lines += ["", f"`{base}`, {steps:,} steps each; behind ± half of the 95 % bootstrap interval over users; {devices}; {span(mine)}.", ""]
+        lines += [f"| variant | seeds | {' | '.join(PROTOCOLS)} |", "|---|---|---|---|"]
+        for variant in dict.fromkeys(row["variant"] for row in mine):
+            rows = {row["name"].split(", ", 1)[1]: row for row in mine if row["variant"] == variant}
+            lines.append(f"| {variant} | {len(rows[PROTOCOLS[0]]['seeds']['NDCG@10'])} | {' | '.join(both(rows[protocol]) for protocol in PROTOCOLS)} |")
+    return "\n".join(lines[1:]) + "\n" if lines else ""
+
+
+def both(row: dict[str, Any]) -> str:
+    """Recall@10 / NDCG@10 with their intervals."""
+    return " / ".join(f"{row['ours'][metric]:.4f} ±{half(row['interval'][metric]):.4f}" for metric in METRICS)
 
 
 def trie(results: list[dict[str, Any]]) -> str:
