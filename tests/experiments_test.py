@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.compress_scifact import reductions
 from experiments.grid_ablation import BASES, grid
+from jaxrec.evals.encoding import TokenVectors
 from jaxrec.experiment import load, override
+from jaxrec.index.compress import unit
 from jaxrec.train.loop import train
 
 FILES = sorted((Path(__file__).parent.parent / "experiments").glob("*.py"))
@@ -48,3 +51,14 @@ def test_every_variant_of_grids_study_changes_its_base(name):
     variants = {variant: override(base, changes) for variant, changes in grid(base).items()}
     assert variants.pop("base") == base
     assert len({repr(experiment) for experiment in (base, *variants.values())}) == len(variants) + 1, "one of them changes nothing, or two change the same"
+
+
+@pytest.mark.slow
+def test_every_reduction_keeps_the_documents_and_costs_no_more_than_float32():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 100, 30)
+    documents = TokenVectors(unit(rng.normal(size=(lengths.sum(), 32))).astype(np.float32), np.r_[0, np.cumsum(lengths)])
+    for name, reduce in reductions().items():
+        kept, size = reduce(documents)
+        assert len(kept) == 30 and np.diff(kept.offsets).min() >= 1 and np.isfinite(kept.values).all(), name
+        assert len(kept.values) * size < len(documents.values) * 128 or name == "float32", name
