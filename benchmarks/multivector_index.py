@@ -1,11 +1,10 @@
 """Multi-vector engines beside the exact scan: recall of its top 10 and 100, time of a query, bytes of a token, time to build.
 
     python -m benchmarks.multivector_index
-    python -m benchmarks.multivector_index --vectors scifact_tokens.npz --queries 100 [--only product]
+    python -m benchmarks.multivector_index --vectors scifact_tokens.npz --queries 100
 
 `--vectors` (or $JAXREC_TOKEN_VECTORS) names an .npz of real token vectors of norm 1: tokens [T, D], lengths [N], queries [M, D], query_lengths [B]. Without it
-they are clustered normals: a document has tokens around the words of a theme, a query around tokens of a document. Codecs that fit queries are fitted to
-others of the same file, which are not asked. Each query is asked of the engine
+they are clustered normals: a document has tokens around the words of a theme, a query around tokens of a document. Each query is asked of the engine
 and of the exact scan in turn, so that a busy machine is busy for both; the speed-up is the median of the ratios.
 """
 
@@ -38,8 +37,6 @@ CONFIGURATIONS: list[tuple[type[MultiVectorIndex], dict[str, Any], list[dict[str
     (Plaid, {"bits": 4, "centroids": 16_384}, STAGES),
     (Plaid, {"bits": 2, "centroids": 4096}, STAGES),
     (Plaid, {"bits": 1, "centroids": 4096}, STAGES[1:]),
-    (Plaid, {"bits": 2, "residuals": "product", "centroids": 4096}, STAGES),
-    (Plaid, {"bits": 1, "residuals": "product", "centroids": 4096}, STAGES[1:]),
     (Warp, {"bits": 4, "centroids": 4096}, [{"probes": 8}, {"probes": 32}]),
     (Warp, {"bits": 2, "centroids": 4096}, [{"probes": 32}]),
 ]
@@ -52,7 +49,6 @@ class Collection(NamedTuple):
     tokens: np.ndarray  # [T, D]
     lengths: np.ndarray  # [N]
     queries: list[np.ndarray]  # [m, D] each
-    others: list[np.ndarray]  # queries that are not asked
 
 
 def main() -> None:
@@ -60,10 +56,9 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, default=os.environ.get("JAXREC_TOKEN_VECTORS"), help=".npz of real token vectors")
     parser.add_argument("--documents", type=int, default=5000, help="of made-up token vectors")
     parser.add_argument("--queries", type=int, default=50)
-    parser.add_argument("--only", default="", help="configurations with this in their name")
     options = parser.parse_args()
     collection = read(Path(options.vectors), options.queries) if options.vectors else made_up(options.documents, options.queries)
-    for row in rows(collection, options.only):  # one by one: an index of many centroids takes minutes to build
+    for row in rows(collection):  # one by one: an index of many centroids takes minutes to build
         record("multivector_index", [row])
 
 
@@ -71,7 +66,7 @@ def read(path: Path, queries: int) -> Collection:
     """The vectors of a file, as the module has it."""
     with np.load(path) as file:
         asked = np.split(file["queries"].astype(np.float32), np.cumsum(file["query_lengths"])[:-1])
-        return Collection(path.stem, file["tokens"].astype(np.float32), file["lengths"], asked[:queries], asked[queries:])
+        return Collection(path.stem, file["tokens"].astype(np.float32), file["lengths"], asked[:queries])
 
 
 def made_up(documents: int, queries: int, dim: int = 128, length: int = 150) -> Collection:
@@ -88,24 +83,19 @@ def made_up(documents: int, queries: int, dim: int = 128, length: int = 150) -> 
     for size in lengths:
         own = random.choice(themes[random.integers(len(themes))], 40)  # of a theme's words a document has some, and some of all words
         found.append(near(words[random.choice(np.concatenate([own, random.integers(4000, size=10)]), size)], 0.6))
-    asked = [near(found[row][random.integers(lengths[row], size=32)], 0.6) for row in random.integers(documents, size=2 * queries)]
-    return Collection("made up", np.concatenate(found), lengths, asked[:queries], asked[queries:])
+    asked = [near(found[row][random.integers(lengths[row], size=32)], 0.6) for row in random.integers(documents, size=queries)]
+    return Collection("made up", np.concatenate(found), lengths, asked)
 
 
-def rows(collection: Collection, only: str) -> Iterator[dict[str, Any]]:
-    """One row for each configuration with `only` in its name."""
+def rows(collection: Collection) -> Iterator[dict[str, Any]]:
+    """One row for each configuration."""
     ids = np.arange(len(collection.lengths))
     exact = ExactMultiVector()
     exact.add(ids, collection.tokens, collection.lengths)
     best = [exact.search([query], 100)[0][0] for query in collection.queries]
     for engine, built, searches in CONFIGURATIONS:
-        label = f"{engine.__name__}, " + ", ".join(f"{value} {name}" for name, value in built.items())
-        if only not in label:
-            continue
         begin = time.perf_counter()
         index = engine(**built)
-        if built.get("residuals") == "product":
-            index.expect(collection.others)  # type: ignore[attr-defined]
         index.add(ids, collection.tokens, collection.lengths)
         size = index.nbytes  # makes the inverted lists, too
         seconds = time.perf_counter() - begin
@@ -113,7 +103,7 @@ def rows(collection: Collection, only: str) -> Iterator[dict[str, Any]]:
             index.tune(**tuned)
             short, long = measure(index, exact, collection.queries, best, 10), measure(index, exact, collection.queries[:20], best, 100)
             row = {
-                "name": ", ".join([f"{collection.name}, {label}", *(f"{value} {name}" for name, value in tuned.items())]),
+                "name": f"{collection.name}, {engine.__name__}, " + ", ".join(f"{value} {name}" for name, value in (built | tuned).items()),
                 "ours": short["p50"],
                 "unit": "ms/query",
                 "p95": short["p95"],

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -113,8 +112,6 @@ class ResidualCodec:
     cutoffs: np.ndarray
     weights: np.ndarray
 
-    normalizes: ClassVar[bool] = True  # a decoded token is brought to norm 1, as ColBERTv2 and PLAID have it
-
     @property
     def bits(self) -> int:
         """b."""
@@ -163,13 +160,9 @@ class ResidualCodec:
         table = self.table()
         return queries.reshape(len(queries), -1, table.shape[1]) @ table.T
 
-    def asked(self, queries: np.ndarray) -> np.ndarray:
-        """Query tokens [m, D] in the basis of `stored`, which is their own."""
-        return queries
-
-    def stored(self) -> tuple[np.ndarray, np.ndarray]:
-        """(centroids, weights), what `kernels.maxsim_compressed` takes."""
-        return self.centroids, self.weights
+    def turned(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors [m, D] in the basis in which residuals are coded: the same."""
+        return vectors
 
     def decode(self, codes: np.ndarray, packed: np.ndarray, *, normalize: bool = True) -> np.ndarray:
         """[T, D] float32; of norm 1 as ColBERTv2 and PLAID have it, or as they come, as WARP does."""

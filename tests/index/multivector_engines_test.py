@@ -20,10 +20,6 @@ def data():
     return collection()
 
 
-def sorted_by_id(ids, documents):
-    return [documents[row] for row in np.argsort(ids)]
-
-
 # --- Exact --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -157,33 +153,13 @@ def test_tuning_has_the_same_limits(engine, name, tmp_path):
 def test_product_codes_are_saved_and_loaded(data, tmp_path):
     ids, documents, queries = data
     for engine in (Plaid, Warp):
-        index = engine(bits=1, residuals="product", centroids=50)
-        index.expect(queries)
-        index.add(ids[:150], documents[:150])
+        index = engine(ids[:150], documents[:150], bits=2, residuals="product", centroids=50)
         index.save(tmp_path / engine.__name__)
         loaded = engine.load(tmp_path / engine.__name__)
         for one in (index, loaded):
             one.add(ids[150:], documents[150:])
         identical(loaded.search(queries, 20), index.search(queries, 20))
         assert loaded.nbytes == index.nbytes and loaded.drift == index.drift
-        for one in (index, loaded):  # anew, to the same queries
-            one.rebuild(sorted_by_id(ids, documents))
-        identical(loaded.search(queries, 20), index.search(queries, 20))
-
-
-def test_what_cannot_be_expected(data):
-    ids, documents, queries = data
-    with pytest.raises(ValueError, match="residuals='scalar' are coded entry by entry, whatever is asked; use residuals='product'"):
-        Plaid().expect(queries)
-    with pytest.raises(ValueError, match="fitted already; say what to expect before"):
-        Plaid(ids[:9], documents[:9], residuals="product").expect(queries)
-    index = Plaid(residuals="product")
-    with pytest.raises(ValueError, match=r"queries\[1\] holds NaN"):
-        index.expect([np.eye(8), np.full((1, 8), np.nan)])
-    index.expect([np.eye(8)])
-    with pytest.raises(ValueError, match="the documents have 16 dimensions, and the queries to expect had 8"):
-        index.add(ids, documents)
-    assert len(index) == 0
 
 
 @pytest.mark.parametrize("engine", [Plaid, Warp])

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from jaxrec.index.compress import ResidualCodec
 from jaxrec.index.multivector.multivector import MultiVectorIndex, Vectors
-from jaxrec.index.multivector.packed import VECTORS, Packed, checked_queries, maxsim, maxsim_of_codes
+from jaxrec.index.multivector.packed import VECTORS, Packed, maxsim, maxsim_of_codes
 from jaxrec.index.product_residuals import ProductResidualCodec
 from kernels.maxsim_compressed import maxsim_residual
 
@@ -27,7 +27,6 @@ class Compressed(MultiVectorIndex):
     """An index whose first documents fit a codec that encodes all later ones too: `residuals` is "scalar" or "product", by the codecs' names."""
 
     _codec: Codec | None = None
-    _moment: np.ndarray | None = None  # [D, D] of the queries that are expected
     _errors: np.ndarray | None = None  # squared error a token of what the codec was fitted to, that of what came later, and how many tokens came
 
     @property
@@ -38,28 +37,9 @@ class Compressed(MultiVectorIndex):
         fitted, later, _ = self._errors
         return float(later / fitted) if fitted else float("inf") if later else 1.0
 
-    def expect(self, queries: Vectors, mask: ArrayLike | None = None) -> None:
-        """Fits the codec, when the first documents come, to queries like these: its bits go to the directions that they ask for.
-
-        A sample of training queries will do; the index keeps only the mean of their tokens' outer products.
-
-        Args:
-          queries, mask: see `search`.
-
-        Raises:
-          ValueError: residuals="scalar", which knows no directions, or documents that are encoded already.
-        """
-        if self._options["residuals"] != "product":
-            raise ValueError(f"residuals={self._options['residuals']!r} are coded entry by entry, whatever is asked; use residuals='product'")
-        if self._learned:
-            raise ValueError("the codec is fitted already; say what to expect before the first documents are added")
-        tokens = checked_queries(queries, mask, self._dim).vectors
-        self._moment = tokens.T.astype(np.float64) @ tokens / len(tokens)
-
     def rebuild(self, vectors: Vectors, lengths: ArrayLike | None = None) -> None:
         """Fits the codec anew, to the vectors of all documents, in the order of `ids`, and encodes them all. Codes alone would add error to error."""
         fresh = type(self)(fingerprint=self.fingerprint, **self._options)
-        fresh._moment = self._moment
         fresh.add(self._ids, vectors, lengths)
         vars(self).update(vars(fresh))
 
@@ -72,13 +52,7 @@ class Compressed(MultiVectorIndex):
 
     def _learn(self, vectors: np.ndarray) -> None:
         options = self._options
-        size = {"bits": options["bits"], "centroids": options["centroids"], "seed": options["seed"]}
-        if options["residuals"] == "scalar":
-            self._codec = ResidualCodec.fit(vectors, **size)
-        elif self._moment is None or self._moment.shape == (vectors.shape[1],) * 2:
-            self._codec = ProductResidualCodec.fit(vectors, **size, moment=self._moment)
-        else:
-            raise ValueError(f"the documents have {vectors.shape[1]} dimensions, and the queries to expect had {len(self._moment)}; use one encoder for both")
+        self._codec = self._kind.fit(vectors, options["bits"], centroids=options["centroids"], seed=options["seed"])
 
     @property
     def _kind(self) -> type[Codec]:
@@ -89,13 +63,15 @@ class Compressed(MultiVectorIndex):
         raise TypeError(f"{type(self).__name__} does not decode")
 
     def _maxsim(self, queries: Packed, documents: Packed, *, normalize: bool) -> np.ndarray:
-        """[B, C] MaxSim with documents of codes and residuals, of norm 1 or as they come."""
+        """[B, C] MaxSim with documents of codes and residuals."""
 
         def decoding(some: Packed) -> np.ndarray:
             return maxsim(queries, self._decode(some.columns), some.offsets)
 
-        asked = Packed(queries.offsets, {VECTORS: self.codec.asked(queries.vectors)})
-        return maxsim_of_codes(asked, documents, decoding, functools.partial(_residual_scores, *self.codec.stored(), normalize=normalize))
+        book = self.codec.turned(self.codec.centroids), self.codec.weights
+        turned = Packed(queries.offsets, {VECTORS: self.codec.turned(queries.vectors)})
+        compiled = functools.partial(_residual_scores, *book, normalize=normalize)
+        return maxsim_of_codes(turned, documents, decoding, compiled)
 
     def _insert(self, documents: Packed, ids: np.ndarray, order: np.ndarray) -> None:
         self._measure(documents.vectors)
@@ -114,13 +90,11 @@ class Compressed(MultiVectorIndex):
             self._errors = np.array([fitted, (later * tokens + error * len(vectors)) / (tokens + len(vectors)), tokens + len(vectors)])
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        expected = {} if self._moment is None else {"moment": self._moment}
         if self._codec is None or self._errors is None:
-            return super()._arrays() | expected
-        return super()._arrays() | expected | {name: getattr(self._codec, name) for name in _fields(self._kind)} | {"errors": self._errors}
+            return super()._arrays()
+        return super()._arrays() | {name: getattr(self._codec, name) for name in _fields(self._kind)} | {"errors": self._errors}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self._moment = arrays.pop("moment", None)
         if self._learned:
             self._errors = arrays.pop("errors")
             self._codec = self._kind(*(arrays.pop(name) for name in _fields(self._kind)))

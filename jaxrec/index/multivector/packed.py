@@ -146,15 +146,16 @@ def checked_documents(vectors: Sequence[ArrayLike] | ArrayLike, lengths: ArrayLi
     return packed
 
 
-def checked_queries(queries: Sequence[ArrayLike] | ArrayLike, mask: ArrayLike | None, dim: int | None) -> Packed:
+def checked_queries(queries: Sequence[ArrayLike] | ArrayLike, mask: ArrayLike | None, dim: int) -> Packed:
     """Finite float32 queries of one token at least, from a list of [m, D] or [B, N, D] with `mask` [B, N]; raises ValueError."""
     if mask is None:
         packed = _joined(queries, dim, "queries")
     else:
         array, real = np.asarray(queries, np.float32), np.asarray(mask)
-        if array.ndim != 3 or array.shape[2] != (dim or array.shape[2]) or real.shape != array.shape[:2] or real.dtype != bool:
-            got = f"{list(array.shape)} and {real.dtype} of {list(real.shape)}"
-            raise ValueError(f"queries must have shape [B, N, {dim or 'D'}] and mask be booleans of shape [B, N], got {got}")
+        if array.ndim != 3 or array.shape[2] != dim or real.shape != array.shape[:2] or real.dtype != bool:
+            raise ValueError(
+                f"queries must have shape [B, N, {dim}] and mask be booleans of shape [B, N], got {list(array.shape)} and {real.dtype} of {list(real.shape)}"
+            )
         packed = Packed.of(real.sum(axis=1), **{VECTORS: array[real]})
     if not packed.lengths.all():
         raise ValueError(f"queries[{int(np.argmin(packed.lengths))}] has no tokens, and every document would score alike; leave it out")

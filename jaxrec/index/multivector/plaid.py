@@ -33,7 +33,7 @@ class Plaid(Compressed):
       ids, vectors, fingerprint: see `MultiVectorIndex`. Vectors have norm 1.
       bits: for each entry of a residual: 1, 2 or 4; 32: the vectors are stored as they are, and scores are exact.
       residuals: coded by "scalar", entry by entry (`ResidualCodec`), or "product", 8 / bits of their principal directions to a byte
-        (`ProductResidualCodec`): of the same size, nearer, slower to build. Call `expect` with some queries first, if there are any.
+        (`ProductResidualCodec`): of the same size, nearer, slower to build.
       centroids: K; 0: as `ResidualCodec.fit` has it.
       probes: centroids for each query token.
       candidates: documents that pass the first stage, or 8 k if that is more.
@@ -94,7 +94,7 @@ class Plaid(Compressed):
     def _score(self, query: Packed, rows: np.ndarray) -> np.ndarray:
         if self._options["bits"] == WHOLE:
             return np.concatenate([maxsim(query, some.vectors, some.offsets)[0] for _, some in self._held.blocks(rows, TOKENS)])
-        return np.concatenate([self._maxsim(query, some, normalize=self.codec.normalizes)[0] for _, some in self._held.blocks(rows, CODES_AT_ONCE)])
+        return np.concatenate([self._maxsim(query, some, normalize=True)[0] for _, some in self._held.blocks(rows, CODES_AT_ONCE)])
 
     def _candidates(self, query: Packed, k: int, rows: np.ndarray) -> np.ndarray:
         first, second = max(self._options["candidates"], 8 * k), max(self._options["decoded"], 2 * k)
