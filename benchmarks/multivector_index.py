@@ -1,7 +1,7 @@
 """Multi-vector engines beside the exact scan: recall of its top 10 and 100, time of a query, bytes of a token, time to build.
 
     python -m benchmarks.multivector_index
-    python -m benchmarks.multivector_index --vectors scifact_tokens.npz --queries 100
+    python -m benchmarks.multivector_index --vectors scifact_tokens.npz --queries 100 [--only product]
 
 `--vectors` (or $JAXREC_TOKEN_VECTORS) names an .npz of real token vectors of norm 1: tokens [T, D], lengths [N], queries [M, D], query_lengths [B]. Without it
 they are clustered normals: a document has tokens around the words of a theme, a query around tokens of a document. Each query is asked of the engine
@@ -37,6 +37,8 @@ CONFIGURATIONS: list[tuple[type[MultiVectorIndex], dict[str, Any], list[dict[str
     (Plaid, {"bits": 4, "centroids": 16_384}, STAGES),
     (Plaid, {"bits": 2, "centroids": 4096}, STAGES),
     (Plaid, {"bits": 1, "centroids": 4096}, STAGES[1:]),
+    (Plaid, {"bits": 2, "residuals": "product", "centroids": 4096}, STAGES),
+    (Plaid, {"bits": 1, "residuals": "product", "centroids": 4096}, STAGES[1:]),
     (Warp, {"bits": 4, "centroids": 4096}, [{"probes": 8}, {"probes": 32}]),
     (Warp, {"bits": 2, "centroids": 4096}, [{"probes": 32}]),
 ]
@@ -56,9 +58,10 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, default=os.environ.get("JAXREC_TOKEN_VECTORS"), help=".npz of real token vectors")
     parser.add_argument("--documents", type=int, default=5000, help="of made-up token vectors")
     parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--only", default="", help="configurations with this in their name")
     options = parser.parse_args()
     collection = read(Path(options.vectors), options.queries) if options.vectors else made_up(options.documents, options.queries)
-    for row in rows(collection):  # one by one: an index of many centroids takes minutes to build
+    for row in rows(collection, options.only):  # one by one: an index of many centroids takes minutes to build
         record("multivector_index", [row])
 
 
@@ -87,13 +90,16 @@ def made_up(documents: int, queries: int, dim: int = 128, length: int = 150) -> 
     return Collection("made up", np.concatenate(found), lengths, asked)
 
 
-def rows(collection: Collection) -> Iterator[dict[str, Any]]:
-    """One row for each configuration."""
+def rows(collection: Collection, only: str) -> Iterator[dict[str, Any]]:
+    """One row for each configuration with `only` in its name."""
     ids = np.arange(len(collection.lengths))
     exact = ExactMultiVector()
     exact.add(ids, collection.tokens, collection.lengths)
     best = [exact.search([query], 100)[0][0] for query in collection.queries]
     for engine, built, searches in CONFIGURATIONS:
+        label = f"{engine.__name__}, " + ", ".join(f"{value} {name}" for name, value in built.items())
+        if only not in label:
+            continue
         begin = time.perf_counter()
         index = engine(**built)
         index.add(ids, collection.tokens, collection.lengths)
@@ -103,7 +109,7 @@ def rows(collection: Collection) -> Iterator[dict[str, Any]]:
             index.tune(**tuned)
             short, long = measure(index, exact, collection.queries, best, 10), measure(index, exact, collection.queries[:20], best, 100)
             row = {
-                "name": f"{collection.name}, {engine.__name__}, " + ", ".join(f"{value} {name}" for name, value in (built | tuned).items()),
+                "name": ", ".join([f"{collection.name}, {label}", *(f"{value} {name}" for name, value in tuned.items())]),
                 "ours": short["p50"],
                 "unit": "ms/query",
                 "p95": short["p95"],

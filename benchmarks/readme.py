@@ -175,7 +175,7 @@ def grid(results: list[dict[str, Any]]) -> str:
         for variant in dict.fromkeys(row["variant"] for row in mine):
             rows = {row["name"].split(", ", 1)[1]: row for row in mine if row["variant"] == variant}
             lines.append(f"| {variant} | {len(rows[PROTOCOLS[0]]['seeds']['NDCG@10'])} | {' | '.join(both(rows[protocol]) for protocol in PROTOCOLS)} |")
-    return "\n".join(lines[1:]) + "\n" if lines else ""
+    return "\n".join(lines[1:]) + "\n" if lines else "No variant has been measured yet.\n"
 
 
 def both(row: dict[str, Any]) -> str:

@@ -153,7 +153,7 @@ def test_tuning_has_the_same_limits(engine, name, tmp_path):
 def test_product_codes_are_saved_and_loaded(data, tmp_path):
     ids, documents, queries = data
     for engine in (Plaid, Warp):
-        index = engine(ids[:150], documents[:150], bits=2, residuals="product", centroids=50)
+        index = engine(ids[:150], documents[:150], bits=1, residuals="product", centroids=50)
         index.save(tmp_path / engine.__name__)
         loaded = engine.load(tmp_path / engine.__name__)
         for one in (index, loaded):
