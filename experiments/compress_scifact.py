@@ -1,7 +1,7 @@
 """What fewer token vectors, and fewer bytes of them, cost a trained retriever in nDCG@10: every reduction of `jaxrec.index`, in one table.
 
     jaxrec train experiments/compress_scifact.py          # the retriever itself, that of colbert_scifact.py
-    python -m experiments.compress_scifact [--workdir runs/colbert_scifact] [--only float32 int8 "residual, 2 bits"]
+    python -m experiments.compress_scifact [--workdir runs/compress_scifact] [--only float32 int8 "residual, 2 bits"]
 
 The token vectors are made once and kept in the workdir. Each reduction is applied to the documents, undone as far as it can be, and every document scored for
 every test query: how good the vectors still are, not how fast an engine searches them. Another retriever: `--experiment`.
@@ -43,7 +43,7 @@ def main() -> None:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--experiment", type=Path, default=Path(__file__), help="a file whose data are Passages")
-    parser.add_argument("--workdir", type=Path, default=Path("runs/colbert_scifact"), help="of its run")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/compress_scifact"), help="of its run")
     parser.add_argument("--only", nargs="+", choices=reductions(), default=list(reductions()), metavar="NAME", help=f"of {'; '.join(reductions())}")
 
 

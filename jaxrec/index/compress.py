@@ -66,11 +66,17 @@ def int8_vectors(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 # --- Centroid and residual (Santhanam et al. 2022, ColBERTv2, arXiv 2112.01488) ----------------------------------------------------------
 
 
+def check_whole_bytes(dim: int, bits: int) -> None:
+    """Raises ValueError unless `dim` numbers of 1, 2 or 4 bits fill whole bytes."""
+    each = 8 // bits if bits in (1, 2, 4) else 8
+    if bits not in (1, 2, 4) or dim % each:
+        raise ValueError(f"{dim} numbers of {bits} bits fill no whole bytes; use 1, 2 or 4 bits and a multiple of {each} dimensions")
+
+
 def pack(buckets: np.ndarray, bits: int) -> np.ndarray:
     """[T, D bits / 8] uint8 of numbers [T, D] below 2^bits, the first in the highest bits of the first byte."""
+    check_whole_bytes(buckets.shape[-1], bits)
     each = 8 // bits
-    if bits not in (1, 2, 4) or buckets.shape[-1] % each:
-        raise ValueError(f"{buckets.shape[-1]} numbers of {bits} bits fill no whole bytes; use 1, 2 or 4 bits and a multiple of {each} dimensions")
     parts = buckets.astype(np.uint8).reshape(*buckets.shape[:-1], buckets.shape[-1] // each, each)
     return np.bitwise_or.reduce(parts << _shifts(bits), axis=-1)
 
@@ -130,7 +136,7 @@ class ResidualCodec:
             means and the middles between them. On clustered vectors of 128 dimensions that leaves 23 % less squared error at 2 bits. 0: as in ColBERTv2.
           seed: decides which tokens are sampled.
         """
-        pack(np.zeros((0, vectors.shape[1])), bits)  # raises where the bits do not fit the dimensions
+        check_whole_bytes(vectors.shape[1], bits)
         book, held = fit_centroids(vectors, centroids, iterations=iterations, seed=seed)
         residuals, steps = np.sort((held - book[assign(held, book)]).ravel()), np.arange(2**bits) / 2**bits
         cutoffs, weights = (np.quantile(residuals, at) for at in (steps[1:], steps + 0.5 / 2**bits))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxrec.index.compress import assign, fit_centroids, fit_product, product_codes, product_tables, product_vectors, unit
+from jaxrec.index.compress import assign, check_whole_bytes, fit_centroids, fit_product, product_codes, product_tables, product_vectors, unit
 
 CODES = 256  # of a byte
 SAMPLE = 2**16  # tokens that the directions and the codebooks are fitted to, at most
@@ -34,8 +34,7 @@ class ProductResidualCodec:
     def fit(cls, vectors: np.ndarray, bits: int = 2, *, centroids: int = 0, seed: int = 0) -> ProductResidualCodec:
         """Fits the codec to tokens [T, D], which may be few, alike, or one; see `ResidualCodec.fit`."""
         dim = vectors.shape[1]
-        if bits not in (1, 2, 4) or dim % (8 // bits):
-            raise ValueError(f"{dim} numbers of {bits} bits fill no whole bytes; use 1, 2 or 4 bits and a multiple of {8 // max(bits, 1)} dimensions")
+        check_whole_bytes(dim, bits)
         book, _ = fit_centroids(vectors, centroids, seed=seed)
         sample = vectors[np.random.default_rng(seed).permutation(len(vectors))[:SAMPLE]]
         residuals = sample - book[assign(sample, book)]

@@ -19,6 +19,7 @@ from kernels.maxsim_compressed import maxsim_residual
 
 SAMPLE = 4096  # tokens of an `add` whose error is measured
 CODES, RESIDUALS = "codes", "residuals"
+WHOLE = 32  # bits of a vector's entry as it is
 Codec = ResidualCodec | ProductResidualCodec
 CODECS: dict[str, type[Codec]] = {"scalar": ResidualCodec, "product": ProductResidualCodec}
 
@@ -108,11 +109,11 @@ def _fields(kind: type[Codec]) -> list[str]:
 def check_codec(bits: int, residuals: str, widths: tuple[int, ...] = (1, 2, 4)) -> None:
     """Raises ValueError for options that are no codec's."""
     if bits not in widths:
-        whole = ", or 32 for vectors as they are" if 32 in widths else ""
+        whole = ", or 32 for vectors as they are" if WHOLE in widths else ""
         raise ValueError(f"bits={bits}: an entry of a residual has 1, 2 or 4 bits{whole}")
     if residuals not in CODECS:
         raise ValueError(f"residuals={residuals!r} is none of {', '.join(CODECS)}")
-    if bits == 32 and residuals != "scalar":
+    if bits == WHOLE and residuals != "scalar":
         raise ValueError(f"bits=32 keeps vectors as they are, so there are no residuals for residuals={residuals!r}; use 1, 2 or 4 bits")
 
 

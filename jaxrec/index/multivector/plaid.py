@@ -10,11 +10,10 @@ from numpy.typing import ArrayLike
 
 from jaxrec.index.compress import ResidualCodec, assign, fit_centroids
 from jaxrec.index.exact import best
-from jaxrec.index.multivector.compressed import CODES, RESIDUALS, Compressed, check_codec
+from jaxrec.index.multivector.compressed import CODES, RESIDUALS, WHOLE, Compressed, check_codec
 from jaxrec.index.multivector.multivector import Vectors
 from jaxrec.index.multivector.packed import CODES_AT_ONCE, TOKENS, VECTORS, Packed, maxsim, maxsim_of, ranges
 
-WHOLE = 32  # bits of a vector's entry as it is
 NORM = 0.01  # how far from 1 a vector's norm may be
 
 
