@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import os
 import shutil
@@ -127,6 +129,16 @@ def test_a_full_disk_leaves_the_previous_checkpoint(path, uninterrupted, tmp_pat
     survivor = int(said.split("the checkpoint of step ")[-1].split()[0])
     assert newest(load(path), tmp_path)[0]["step"] == survivor > 0
     assert_finishes_like(uninterrupted, path, tmp_path)
+
+
+@pytest.mark.parametrize("where, heard", [("5.orbax-checkpoint-tmp/state", False), ("elsewhere", True)])
+def test_a_write_that_nobody_waited_for_is_no_news_of_its_own(where, heard, caplog):
+    async def abandon():
+        asyncio.get_running_loop().create_future().set_exception(ValueError(f"Failed to write 10 bytes to {where}"))
+        gc.collect()  # asyncio tells of it when the future goes
+
+    asyncio.run(abandon())
+    assert ("never retrieved" in caplog.text) == heard
 
 
 def test_a_run_is_read_on_a_machine_with_fewer_devices(path, tmp_path):
