@@ -42,6 +42,7 @@ def main() -> None:
             "trie": trie(load("trie_scale")),
             "search": search(load("scifact")),
             "index": index(load("multivector_index")),
+            "reduction": reduction(load("token_reduction")),
             "language": language(load("long_context")),
             "passkey": passkey(load("passkey")),
             "personas": personas(load("meta_lora_personas")),
@@ -223,6 +224,23 @@ def index(results: list[dict[str, Any]]) -> str:
     for row in real:
         values = (row["ours"], row["times_faster"], row["recall_at_10"], row["recall_at_100"], row["bytes_per_token"], row["build_s"])
         lines.append(f"| {row['name'].partition(', ')[2]} | {' | '.join(map(str, values))} |")
+    return "\n".join(lines) + "\n"
+
+
+def reduction(results: list[dict[str, Any]]) -> str:
+    """A row per way to keep fewer tokens or fewer bytes of them, the largest first."""
+    if not results:
+        return ""
+    lines = [
+        f"{results[0]['device']}; {span(results)}.",
+        "",
+        "| retriever | reduction | nDCG@10 | tokens kept | bytes each | bytes a document |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(results, key=lambda row: -row["bytes_per_document"]):
+        retriever, _, name = row["name"].partition(": ")
+        each, document = f"{row['bytes_per_kept_token']:.0f}", f"{row['bytes_per_document']:,.0f}"
+        lines.append(f"| {retriever} | {name} | {row['ours']:.4f} | {row['tokens_kept']:.0%} | {each} | {document} |")
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.record import RESULTS, record
 from experiments.compress_scifact import add_options, rated
@@ -43,13 +46,39 @@ def draw(rows: list[dict], path: Path) -> None:
     for row in ordered:
         on_front = row in front
         axes.scatter(row["bytes_per_document"], row["ours"], s=28, color="#2a7f7f" if on_front else "#b0b0a8", zorder=2)
-        label = row["name"].partition(": ")[2]
-        axes.annotate(label, (row["bytes_per_document"], row["ours"]), (4, 5 if on_front else -11), textcoords="offset points", fontsize=8, color="#333")
     axes.set(xscale="log", xlabel="bytes per document", ylabel="nDCG@10", title=rows[0]["name"].partition(": ")[0])
     axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(0.12, 0.06)
+    write_labels(axes, {row["name"].partition(": ")[2]: (row["bytes_per_document"], row["ours"]) for row in [*front, *ordered]})
     figure.savefig(path, dpi=110)
     plt.close(figure)
     say(f"drew {path}")
+
+
+def write_labels(axes: Any, labels: Mapping[str, tuple[float, float]]) -> None:
+    """Writes each label as near to its point as it is free of points and of the labels before it."""
+    from matplotlib.text import Text
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()
+    renderer = axes.figure.canvas.get_renderer()
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(list(labels.values()))]
+    for name, point in labels.items():
+        for number in range(240):
+            turn, away = math.radians(30 * (number % 12) + 15), 8 + 4 * (number // 12)
+            offset = away * math.cos(turn), away * math.sin(turn)
+            text = axes.annotate(name, point, offset, textcoords="offset points", va="center", fontsize=8, color="#333")
+            text.set(ha="left" if offset[0] > 0 else "right")
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            raise ValueError(f"no place for the label {name!r} among {len(labels)}; draw fewer rows, or a larger picture")
+        if away > 12:
+            axes.annotate("", point, offset, textcoords="offset points", arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "#999"})
+        taken.append(box)
 
 
 if __name__ == "__main__":
