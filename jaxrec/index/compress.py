@@ -161,6 +161,11 @@ class ResidualCodec:
         """[256, 8 / b] the weights that each byte stands for."""
         return self.weights[unpack(np.arange(256, dtype=np.uint8)[:, None], self.bits)]
 
+    @property
+    def turned_centroids(self) -> np.ndarray:
+        """[K, D] the centroids in the basis in which residuals are coded: as they are."""
+        return self.centroids
+
     def products(self, queries: np.ndarray) -> np.ndarray:
         """[m, D b / 8, 256] inner products of query tokens [m, D] with what each byte of a residual stands for."""
         table = self.table()

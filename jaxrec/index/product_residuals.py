@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,11 @@ class ProductResidualCodec:
     def weights(self) -> np.ndarray:
         """The books, as `kernels.maxsim_compressed.ResidualTokens` names them."""
         return self.books
+
+    @functools.cached_property
+    def turned_centroids(self) -> np.ndarray:
+        """[K, D] the centroids in the basis in which residuals are coded."""
+        return self.turned(self.centroids)
 
     def products(self, queries: np.ndarray) -> np.ndarray:
         """[m, M, 256] inner products of query tokens [m, D] with what each byte of a residual stands for."""

@@ -95,6 +95,11 @@ class LoRA:
         if isinstance(self.targets, str) or not self.targets:
             raise ValueError(f"targets={self.targets!r} must be a tuple of names, like ('qkv', 'output'), or ('*',) for all")
 
+    def check_shared(self) -> None:
+        """Raises ValueError where there are several adapters, for models whose rows all share one."""
+        if self.adapters != 1:
+            raise ValueError(f"lora.adapters={self.adapters}: all rows share one adapter here; set lora.adapters=1")
+
     @property
     def scale(self) -> float:
         return self.alpha / self.rank

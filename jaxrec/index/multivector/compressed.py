@@ -69,7 +69,7 @@ class Compressed(MultiVectorIndex):
         def decoding(some: Packed) -> np.ndarray:
             return maxsim(queries, self._decode(some.columns), some.offsets)
 
-        book = self.codec.turned(self.codec.centroids), self.codec.weights
+        book = self.codec.turned_centroids, self.codec.weights
         turned = Packed(queries.offsets, {VECTORS: self.codec.turned(queries.vectors)})
         compiled = functools.partial(_residual_scores, *book, normalize=normalize)
         return maxsim_of_codes(turned, documents, decoding, compiled)

@@ -77,8 +77,8 @@ class LastToken(Method, Encoder):
         if self.pooling not in ("last", "mean"):
             raise ValueError(f"pooling={self.pooling!r} must be 'last' or 'mean'")
         check(self, temperature=POSITIVE, block=1)
-        if self.lora is not None and self.lora.adapters != 1:
-            raise ValueError(f"lora.adapters={self.lora.adapters}: all rows share one adapter here; set lora.adapters=1")
+        if self.lora is not None:
+            self.lora.check_shared()
         if self.plan is not None and self.plan.plan == "prompt_eol":
             raise ValueError("plan='prompt_eol' is a prompt around the text, and rows of Passages have none; leave plan=None, which takes the last token")
 

@@ -72,8 +72,7 @@ class Hydra(ColBERT):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.lora.adapters != 1:
-            raise ValueError(f"lora.adapters={self.lora.adapters}: all rows share one adapter here; set lora.adapters=1")
+        self.lora.check_shared()
 
     def spec(self) -> Tree:
         base = self.encoder.spec()
