@@ -71,15 +71,19 @@ def test_metrics_are_those_of_trec_eval(seed: int):
     truth = [measures.Qrel(f"q{q}", f"d{d}", int(g)) for q, d, g in zip(qrels.queries, qrels.documents, qrels.grades, strict=True)]
     lines = [measures.ScoredDoc(f"q{q}", f"d{d}", float(s)) for q, d, s in zip(run.query, run.document, run.score, strict=True)]
     first = [line for line in lines if int(line.doc_id[1:]) in ids[int(line.query_id[1:]), :10]]  # trec_eval cuts reciprocal ranks by its option -M only
-    names = {"nDCG@10": "nDCG@10", "MRR@10": "RR", "Recall@10": "R@10", "Recall@100": "R@100", "Success@5": "Success@5", "mAP": "AP"}
-    theirs = {}
-    for name, measure in names.items():
-        for value in measures.pytrec_eval.iter_calc([measures.parse_measure(measure)], truth, first if name == "MRR@10" else lines):
-            theirs[value.query_id, measure] = value.value
+    names = {
+        "nDCG@10": measures.nDCG @ 10,
+        "MRR@10": measures.RR,
+        "Recall@10": measures.R @ 10,
+        "Recall@100": measures.R @ 100,
+        "Success@5": measures.Success @ 5,
+        "mAP": measures.AP,
+    }
     result = evaluate(ids, judged, "test")
     assert len(result.query) > 30
     for name, measure in names.items():
-        expected = [theirs.get((f"q{q}", measure), 0.0) for q in result.query]  # it skips queries for which the run found nothing
+        theirs = {value.query_id: value.value for value in measures.pytrec_eval.iter_calc([measure], truth, first if name == "MRR@10" else lines)}
+        expected = [theirs.get(f"q{q}", 0.0) for q in result.query]  # it skips queries for which the run found nothing
         np.testing.assert_allclose(result.values[name], expected, atol=1e-6, err_msg=name)
         assert 0.01 < np.mean(expected) < 0.99  # neither all 0 nor all 1, which would prove nothing
 
