@@ -1,7 +1,7 @@
 """Artifacts: things that know how to build themselves, once, into a content-addressed cache.
 
-A dataset, a set of embeddings, a trained part: each is a frozen dataclass. Its fingerprint is its class, its fields and the
-fingerprints of the artifacts among them, so a change anywhere upstream names a new folder and nothing is ever stale.
+A dataset, a set of embeddings, a trained part: each is a frozen dataclass. Its fingerprint is its class (with its source text, where it is
+not the library's), its fields and the fingerprints of the artifacts among them, so a change anywhere upstream names a new folder and nothing is ever stale.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import enum
 import fcntl
+import functools
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -54,7 +56,7 @@ class Artifact:
 
     def describe(self) -> dict[str, Any]:
         """The fingerprint before hashing, readable; stored beside the result as `artifact.json`."""
-        return {"artifact": type(self).__qualname__, "version": self.version, "fields": counted_fields(self), "inputs": self.inputs()}
+        return {"artifact": class_name(type(self)), "version": self.version, "fields": counted_fields(self), "inputs": self.inputs()}
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that name this artifact."""
@@ -77,8 +79,9 @@ class Artifact:
         with locked(folder.with_suffix(".lock")):
             if (folder / "artifact.json").exists():  # somebody else built it while we waited
                 return
+            for left in folder.parent.glob(f"{folder.name}.partial-*"):  # by builds that were killed: whoever builds holds the lock
+                shutil.rmtree(left, ignore_errors=True)
             partial = folder.with_suffix(f".partial-{os.getpid()}")
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             began = time.perf_counter()
             say(f"building {type(self).__name__} -> {folder}")
@@ -97,11 +100,26 @@ def counted_fields(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.metadata.get("fingerprint", True)}
 
 
+@functools.cache
+def class_name(kind: type) -> str:
+    """What a fingerprint calls a class: by its name in this library, whose classes raise `version`; elsewhere by its source text as well.
+
+    Two experiment files may each define a `MyShop`, and either may be edited.
+    """
+    if kind.__module__.split(".")[0] == "jaxrec":
+        return kind.__qualname__
+    try:
+        text = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        text = ""
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
 def _encode(value: Any) -> Any:
     if isinstance(value, Artifact):
         return value.fingerprint()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__qualname__, **counted_fields(value)}
+        return {"type": class_name(type(value)), **counted_fields(value)}
     if isinstance(value, (Path, enum.Enum)):
         return str(value)
     raise TypeError(f"an artifact's field holds {value!r}, which has no stable text form; use numbers, strings, tuples or dataclasses")

@@ -252,7 +252,10 @@ def completed(record: Any, value: Any) -> Any:
         return {name: completed(told, value[name]) if name in value else told for name, told in record.items()}
     if not (dataclasses.is_dataclass(value) and isinstance(record, Mapping)) or record.get("type", type(value).__qualname__) != type(value).__qualname__:
         return record
-    known = {f.name: completed(record[f.name], getattr(value, f.name)) for f in dataclasses.fields(value) if f.name in record}
+    told = {f.name: f for f in dataclasses.fields(value) if f.name in record}
+    known = {name: completed(record[name], getattr(value, name)) for name in told}
+    if isinstance(value, Artifact):  # where a file lies is no matter: what it holds is compared by fingerprint
+        known |= {name: describe(getattr(value, name)) for name, f in told.items() if not f.metadata.get("fingerprint", True)}
     newer = {f.name: f for f in dataclasses.fields(value) if f.name not in record}
     makers = {name: f.default_factory for name, f in newer.items() if f.default_factory is not dataclasses.MISSING}
     fixed = {name: f.default for name, f in newer.items() if f.default is not dataclasses.MISSING}

@@ -173,7 +173,8 @@ def bind(method: M, info: Mapping[str, Any]) -> M:
         known = info["columns"][name]
         for what in ("kind", "of"):
             if what in known and (asked := getattr(method, what, known[what])) != known[what]:
-                raise ValueError(f"Feature({name!r}) says {what}={asked!r}, but the column is {known[what]!r}; write {what}={known[what]!r}")
+                also = "; or, if it should hold numbers alone, leave the cells without one empty" if (asked, known[what]) == ("numeric", "categorical") else ""
+                raise ValueError(f"Feature({name!r}) says {what}={asked!r}, but the column is {known[what]!r}; write {what}={known[what]!r}{also}")
     for field in dataclasses.fields(method):  # type: ignore[arg-type]
         value = getattr(method, field.name)
         if value == (FROM_DATA,) or (isinstance(value, int) and not isinstance(value, bool) and value == FROM_DATA):

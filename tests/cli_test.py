@@ -233,6 +233,14 @@ def test_a_sweep_runs_each_value_into_one_table(capsys, experiment, tmp_path):
         assert (stored["seed"], stored["optimizer"]["peak"]) == (int(row["run"][-1]), 0.01)
 
 
+def test_a_sweep_tells_truth_by_flags(experiment, tmp_path):
+    main(["train", experiment, "--workdir", str(tmp_path), "--sweep", "data.packing=True,False"])
+    stored = {
+        row["run"]: json.loads((tmp_path / "sweep" / row["run"] / "experiment.json").read_text()) for row in json.loads((tmp_path / "sweep.json").read_text())
+    }
+    assert {run: record["data"]["packing"] for run, record in stored.items()} == {"packing=True": True, "packing=False": False}
+
+
 RETRIEVER = """
 from jaxrec.data.collection import SyntheticCollection
 from jaxrec.data.passages import Passages

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from jaxrec.data.builders.synthetic import Synthetic
+from jaxrec.data.builders.table import Table
 from jaxrec.data.collection import SyntheticCollection
 from jaxrec.data.passages import Passages
 from jaxrec.data.sequences import Sequences
@@ -195,6 +196,19 @@ def test_a_record_from_before_a_field_was_added_is_as_its_default():
     assert changes(before, made) == []
     assert changes(before, override(made, {"method.stddev": 0.02})) == ["method.stddev: 0.0 -> 0.02"]
     assert "method.type: 'GRU4Rec' -> 'SASRec'" in changes(before | {"method": {"type": "GRU4Rec"}}, made)  # no field of SASRec is newer than that
+
+
+def test_where_a_file_lies_is_no_change_but_what_it_holds_is(tmp_path):
+    here, there = tmp_path / "shop.csv", tmp_path / "moved.csv"
+    here.write_text("user,item,time\n1,a,1\n1,b,2\n1,c,3\n")
+    there.write_text(here.read_text())
+    made = Experiment(SASRec(), Sequences(Table(str(here))), steps=1)
+    before = json.loads(json.dumps(identify(made)))
+    moved = override(made, {"data.source.path": str(there)})
+    assert changes(before, moved) == []
+    there.write_text(there.read_text().replace("b", "d"))
+    [line] = changes(before, moved)
+    assert line.startswith("content.data: ")
 
 
 def test_how_a_generator_searches_may_change_after_its_training():

@@ -16,7 +16,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
     runs = {}
     for choice in itertools.product(*map(_choices, options.sweep)):
-        experiment = chosen(options, [*rest, *(part for path, value in choice for part in (f"--{path}", value))])
+        experiment = chosen(options, [*rest, *(part for path, value in choice for part in _option(path, value))])
         experiment.resolve().method.spec()  # what cannot be built is said before anything is trained or written
         runs[",".join(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in choice)] = experiment
     if not options.sweep:
@@ -64,6 +64,14 @@ def _choices(sweep: str) -> list[tuple[str, str]]:
     if not (path and equals and values):
         raise ValueError(f"--sweep {sweep!r} should look like method.dim=64,128")
     return [(path, value) for value in values.split(",")]
+
+
+def _option(path: str, value: str) -> tuple[str, ...]:
+    """A field's value as arguments; truth is told by the flag's name."""
+    if value not in ("True", "False"):
+        return f"--{path}", value
+    head, dot, last = path.rpartition(".")
+    return (f"--{path}" if value == "True" else f"--{head}{dot}no-{last}",)
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> None:

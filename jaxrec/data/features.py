@@ -65,9 +65,9 @@ class FeatureTable(Column):
         values = columns(interactions, self.of)
         if self.column not in values:
             raise ValueError(f"{type(self.source).__name__} has no {self.of} column {self.column!r}; it has {', '.join(values) or 'none'}")
-        _refuse_ragged(
-            f"{type(self.source).__name__} column {self.column!r}", values[self.column], interactions.items if self.of == "item" else interactions.users
-        )
+        name, ids = f"{type(self.source).__name__} column {self.column!r}", interactions.items if self.of == "item" else interactions.users
+        _refuse_ragged(name, values[self.column], ids)
+        _refuse_infinite(name, values[self.column], ids)
         kind, rows, names = encode(values[self.column])
         if self.of == "item":  # row 0 is padding
             rows = np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
@@ -139,6 +139,14 @@ def _refuse_ragged(name: str, values: Sequence[Any], ids: Sequence[str]) -> None
             if width not in (None, usual):
                 fix = "give all the same width, and none where it is unknown; if the numbers are codes, write them as text"
                 raise ValueError(f"{name}: the vector of {ids[row]!r} has {width} numbers, and most have {usual}; {fix}")
+
+
+def _refuse_infinite(name: str, values: Sequence[Any], ids: Sequence[str]) -> None:
+    """Raises ValueError, naming the row, where a column of numbers or vectors holds an infinity, which no mean and no spread survives."""
+    if kind_of(values) != "categorical":
+        for row, value in enumerate(values):
+            if value is not None and np.isinf(np.asarray(value, np.float64)).any():
+                raise ValueError(f"{name}: that of {ids[row]!r} is infinite; correct it, or leave it empty where it is unknown")
 
 
 def distinct(values: Sequence[Any]) -> list[str]:

@@ -44,6 +44,8 @@ class DocumentRetrieval(Evaluator):
             raise ValueError(f"DocumentRetrieval searches the documents of Passages, and this data is {type(data).__name__}")
         if self.split not in data.collection().queries:
             raise ValueError(f"the collection has no {self.split} queries; it has {', '.join(data.collection().queries)}")
+        if not (data.collection().qrels[self.split].grades > 0).any():
+            raise ValueError(f"no {self.split} query of the collection has a relevant document (a grade above 0), so there is nothing to measure")
 
     def __call__(self, method: Any, params: Any, data: Any) -> Iterator[tuple[str, float]]:
         """Yields ("validation nDCG@10", 0.6) and so on."""

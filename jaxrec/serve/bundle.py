@@ -202,7 +202,11 @@ class Bundle:
         if times is not None:
             if wrong := [place for place, (a, b) in enumerate(zip(histories, times, strict=True)) if len(a) != len(b)]:
                 raise ValueError(f"history {wrong[0]} has {len(histories[wrong[0]])} items but {len(times[wrong[0]])} times; give one for each")
-            columns["time"] = _padded([np.asarray(row) - self.manifest["time_origin"] for row in times], self.length)
+            seconds = [np.asarray(row, np.float64) - self.manifest["time_origin"] for row in times]
+            if wrong := [place for place, row in enumerate(seconds) if not (np.abs(row) < 2**31).all()]:  # NaN, too
+                fix = "seconds since 1970, within 68 years of the data that the model was trained on; divide milliseconds by 1000"
+                raise ValueError(f"the times of history {wrong[0]}, {list(times[wrong[0]])}, must be {fix}")
+            columns["time"] = _padded(seconds, self.length)
         return columns
 
     @functools.cached_property

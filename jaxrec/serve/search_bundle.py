@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxrec.data.tokenizers import Frame, open_tokenizer, tokenize
 from jaxrec.index.multivector import ExactMultiVector, MultiVectorIndex, Plaid
-from jaxrec.serve.bundle import MANIFEST, near, read_manifest
+from jaxrec.serve.bundle import AGAIN, MANIFEST, near, read_manifest
 
 RETRIEVER = "retriever"  # of manifest["system"]
 ENGINES: dict[str, type[MultiVectorIndex]] = {"ExactMultiVector": ExactMultiVector, "Plaid": Plaid}
@@ -128,4 +128,7 @@ def is_search_bundle(folder: Path) -> bool:
     """
     if not (Path(folder) / MANIFEST).is_file():
         raise FileNotFoundError(f"{folder} is no bundle (it has no {MANIFEST}); make one: jaxrec export experiments/NAME.py --to {folder}")
-    return json.loads((Path(folder) / MANIFEST).read_text()).get("system") == RETRIEVER
+    try:
+        return json.loads((Path(folder) / MANIFEST).read_text()).get("system") == RETRIEVER
+    except ValueError:  # of UTF-8 or of JSON
+        raise ValueError(f"{Path(folder) / MANIFEST} cannot be read; {AGAIN}") from None

@@ -83,6 +83,12 @@ def test_a_vector_of_another_width_is_named(odd):
     np.testing.assert_array_equal(FeatureTable(Given(([1.0, 2.0], None, (3.0, 4.0))), "vector").get(), [[0, 0], [1, 2], [0, 0], [3, 4]])
 
 
+@pytest.mark.parametrize("odd", [(1.0, float("inf"), 2.0), ([1.0], [-float("inf")], None)])
+def test_an_infinity_is_named(odd):
+    with pytest.raises(ValueError, match="Given column 'vector': that of 'b' is infinite; correct it, or leave it empty where it is unknown"):
+        FeatureTable(Given(odd), "vector").get()
+
+
 def test_column_info_is_the_form_of_the_table():
     info = column_info(SOURCE.get())
     assert set(info) == {"category", "price", "segment"}  # titles are not features

@@ -165,6 +165,26 @@ def test_times_of_parquet(tmp_path: Path, column: pa.Array):
     assert got[0] == 1 and got[1] // 86_400 == 2
 
 
+@pytest.mark.parametrize(
+    "times",
+    [[9.9, 9.5, 9.1], ["1970-01-01T00:00:09.900Z", "1970-01-01T00:00:09.5Z", "1970-01-01T00:00:09.1Z"], pa.array([9900, 9500, 9100], pa.timestamp("ms"))],
+)
+def test_parts_of_a_second_order_events(tmp_path: Path, times: Any):
+    got = Table(_parquet(tmp_path / "e.parquet", user=["u"] * 3, item=["c", "b", "a"], time=times)).read()
+    np.testing.assert_array_equal(got.sequence, [1, 2, 3])
+    np.testing.assert_array_equal(got.times, [9, 9, 9])
+
+
+def test_numbers_may_have_spaces_signs_and_no_leading_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = _write(tmp_path / "e.csv", "user,item,time\n1,a,1\n1,b,2\n1,c,3\n")
+    items = "item,price,size,code,colour\na, 4.5 ,+3,007,red\nb,.5,N/A,1,blue \nc,2.,7,2,red\n"
+    got = Table(path, items_path=_write(tmp_path / "i.csv", items)).read().item_fields
+    assert got == {"price": [4.5, 0.5, 2.0], "size": ["+3", "N/A", "7"], "code": ["007", "1", "2"], "colour": ["red", "blue", "red"]}
+    said = capsys.readouterr().err
+    assert "i.csv:3: 'N/A' makes a category of each 'size', and all others are numbers; leave the cell empty if it is unknown" in said
+    assert "colour" not in said
+
+
 def test_dates_of_parquet(tmp_path: Path):
     path = _parquet(tmp_path / "e.parquet", user=[1], item=[1], time=[datetime.date(1970, 1, 3)])
     np.testing.assert_array_equal(Table(path).read().times, [2 * 86_400])
@@ -233,6 +253,8 @@ def test_core_is_the_largest_subset_that_satisfies_both():
         (b"user,item,time\n1,\xe7ay,1\n", {}, r"e\.csv:2: byte 0xe7 is not utf-8 text; save the file as utf-8"),
         ("user,item,time\n1,a,1\n", {"min_user": 2}, r"none of 1 events is left after min_user=2, min_item=0, min_rating=0\.0; lower them"),
         ('user,item,time\n1,a,1\n2,"b,2\n3,c,3\n', {}, r"e\.csv:3: "),
+        ('user,item,"time\n' + "1,a,1\n" * 30_000, {}, r"e\.csv"),
+        ("user,item,time\n1,a," + "9" * 140_000 + "\n2,b\n", {}, r"e\.csv:3: expected 3 fields \(user, item, time\), got 2"),
     ],
 )
 def test_wrong_events_name_the_line_and_the_fix(tmp_path: Path, text: str | bytes, settings: dict[str, Any], message: str):

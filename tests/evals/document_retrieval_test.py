@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -74,10 +75,17 @@ def test_the_evaluator_finds_what_words_can_find(params):
     assert np.isin(np.concatenate([qrels.of(query)[0] for query in asked]), among).all()
 
 
-def test_what_can_never_be_measured_is_said_first():
+def test_what_can_never_be_measured_is_said_first(monkeypatch):
     with pytest.raises(ValueError, match="metric 'recall' is not measured; choose one of nDCG@10"):
         DocumentRetrieval(metric="recall").check(DATA)
     with pytest.raises(ValueError, match="the collection has no dev queries; it has test, train, validation"):
         DocumentRetrieval(split="dev").check(DATA)
     with pytest.raises(ValueError, match="searches the documents of Passages, and this data is Sequences"):
         DocumentRetrieval().check(Sequences(source=None))  # type: ignore[arg-type]
+    collection = SOURCE.get()
+    qrels = collection.qrels["validation"]
+    unanswered = dataclasses.replace(collection, qrels={**collection.qrels, "validation": dataclasses.replace(qrels, grades=np.zeros_like(qrels.grades))})
+    monkeypatch.setattr(Passages, "collection", lambda _: unanswered)
+    DocumentRetrieval(split="test").check(DATA)
+    with pytest.raises(ValueError, match="no validation query of the collection has a relevant document"):
+        DocumentRetrieval().check(DATA)

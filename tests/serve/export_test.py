@@ -157,6 +157,11 @@ def test_methods_get_the_inputs_that_they_use(tmp_path, method, inputs):
             bundle.encode(histories)
         with pytest.raises(ValueError, match="times= has 1 entries for 3 histories"):
             bundle.encode(histories, times=times[:1])
+        for scale in (1000, np.nan):
+            with pytest.raises(
+                ValueError, match=r"the times of history 1, .* must be seconds since 1970, within 68 years of the data .* divide milliseconds by 1000"
+            ):
+                bundle.encode(histories, times=[times[0], [time * scale for time in times[1]], times[2]])
         with pytest.raises(ValueError, match=r"history 1 has .* items but 0 times"):
             bundle.encode(histories, times=[times[0], [], times[2]])
     if "user" in inputs:

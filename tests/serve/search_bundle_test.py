@@ -115,6 +115,10 @@ def test_damage_and_strangers_are_refused(exported, tmp_path):
             SearchBundle.open(folder, verify=False)
     finally:
         header.write_bytes(before)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"half/manifest.json cannot be read; the bundle is damaged; export it again"):
+        is_search_bundle(tmp_path / "half")
     with pytest.raises(TypeError, match="Silent does not encode texts"):
         export(Experiment(method=Silent(), data=DATA, steps=0), {}, 0, tmp_path / "other")
 

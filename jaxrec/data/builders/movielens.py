@@ -156,7 +156,7 @@ def _read_events(path: Path, raw_ids: np.ndarray, movies: Path) -> tuple[np.ndar
     if plain == "ratings.csv":
         file = TabularFile.read(path)
         user, movie = (file.numbers(name).astype(np.int64) for name in ("userId", "movieId"))
-        ratings, times = file.numbers("rating"), file.seconds("timestamp")
+        ratings, times = file.numbers("rating"), np.floor(file.seconds("timestamp")).astype(np.int64)
         where = file.where
     else:
         user, movie, ratings, times = read_integers(path, b"\t" if plain == "u.data" else b"::", ("user", "movie", "rating", "time")).T

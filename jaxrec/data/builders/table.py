@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class Table(Source):
       min_user, min_item: keep users and items with at least so many events, repeated until both hold (the k-core).
       min_rating: keep events rated at least so high, before counting.
     """
+
+    version: ClassVar[int] = 2
 
     path: str = dataclasses.field(metadata={"fingerprint": False})
     items_path: str = dataclasses.field(default="", metadata={"fingerprint": False})
@@ -83,7 +85,7 @@ class Table(Source):
             filters = f"min_user={self.min_user}, min_item={self.min_item}, min_rating={self.min_rating}"
             raise ValueError(f"{self.path}: none of {len(user)} events is left after {filters}; lower them")
         keys = (user[kept],) if times is None else (times[kept], user[kept])
-        kept = kept[np.lexsort(keys)]  # stable: events of one second stay in the order of the file
+        kept = kept[np.lexsort(keys)]  # stable: events of one moment stay in the order of the file
         user_rows, user = _present(user[kept], len(users), whole=bool(self.users_path) and not self.min_user)
         item_rows, item = _present(item[kept], len(items), whole=bool(self.items_path) and not self.min_item)
         return Interactions(
@@ -91,7 +93,7 @@ class Table(Source):
             items=[items[row] for row in item_rows],
             offsets=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(user_rows)))]).astype(np.int64),
             sequence=(item + 1).astype(np.int32),
-            times=None if times is None else times[kept],
+            times=None if times is None else np.floor(times[kept]).astype(np.int64),
             ratings=None if ratings is None else ratings[kept].astype(np.float32),
             item_fields={name: [column[row] for row in item_rows] for name, column in item_fields.items()},
             user_fields={name: [column[row] for row in user_rows] for name, column in user_fields.items()},

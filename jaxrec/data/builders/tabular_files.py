@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet as arrow_parquet
 
+from jaxrec.artifact import say
 from jaxrec.data.builders.text_lines import decode, read_bytes
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")  # 007 is a name, not a number
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?(e[+-]?[0-9]+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 _LATEST = 100_000_000_000  # seconds: the year 5138; larger numbers are milliseconds
 
 
@@ -99,7 +100,7 @@ class TabularFile:
         return values
 
     def seconds(self, name: str) -> np.ndarray:
-        """[R] int64 seconds since 1970 (UTC unless the text says otherwise) of a column of seconds, of timestamps, or of ISO 8601 text."""
+        """[R] float64 of a column of seconds since 1970, of timestamps, or of ISO 8601 text (UTC unless it says otherwise)."""
         column = self.column(name)
         if pa.types.is_temporal(column.type) and not pa.types.is_time(column.type):
             values = _from_timestamps(column)
@@ -107,16 +108,16 @@ class TabularFile:
         elif _is_text(column.type) and _as_float(column.slice(0, 1)) is None:  # the first row tells which of the two it is
             values = self._from_iso(name, column)
         else:
-            values = np.floor(self.numbers(name))
+            values = self.numbers(name)
         self.refuse(values < 0, lambda row: f"the {name!r} {column[row].as_py()} is before 1970; give seconds since 1970")
         self.refuse(values > _LATEST, lambda row: f"the {name!r} {column[row].as_py()} is after the year 5138; if these are milliseconds, divide by 1000")
-        return values.astype(np.int64)
+        return values
 
     def values(self, name: str, *, codes: bool = False) -> list[Any]:
         """A column as Python values that JSON can hold: integers, numbers (None where missing), text, lists. With `codes`, numbers are text too."""
         column = self.column(name)
         if self.separator:
-            values = _guess(column.to_pylist())
+            values = self._guessed(name, column.to_pylist())
         elif _is_text(column.type):
             values = [value or "" for value in column.to_pylist()]
         elif _is_plain(column.type.value_type if _is_list(column.type) else column.type):
@@ -145,8 +146,21 @@ class TabularFile:
                 except ValueError:
                     expected = "seconds since 1970, or ISO 8601 such as 2024-05-01T12:00:00Z, in all rows"
                     raise ValueError(f"{self.where(row)}: the {name!r} must be {expected}, got {text!r}; correct or remove the row") from None
-                seconds[text] = np.floor((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp())
+                seconds[text] = (moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp()
         return np.array([seconds[text] for text in texts])
+
+    def _guessed(self, name: str, texts: list[str]) -> list[Any]:
+        """Text as integers if all are, as numbers if all are, as text otherwise; an empty cell is None among numbers."""
+        texts = [text.strip() for text in texts]
+        distinct = set(texts) - {""}
+        odd = {text for text in distinct if not _NUMBER.fullmatch(text)}
+        if odd or not distinct:
+            row = next((row for row, text in enumerate(texts) if text in odd), 0)
+            if len(odd) == 1 < len(distinct):
+                say(f"{self.where(row)}: {texts[row]!r} makes a category of each {name!r}, and all others are numbers; leave the cell empty if it is unknown")
+            return texts
+        convert = int if all(_INTEGER.fullmatch(text) for text in distinct) else float
+        return [convert(text) if text else None for text in texts]
 
 
 def existing(path: Path) -> Path:
@@ -169,7 +183,10 @@ def _read_parquet(path: Path) -> pa.Table:
 
 def _read_text(path: Path, separator: str) -> pa.Table:
     text = decode(read_bytes(path).rstrip(b"\r\n"), path)
-    header = next(csv.reader(io.StringIO(text), delimiter=separator))
+    try:
+        header = next(_records(text, separator))
+    except csv.Error as error:
+        raise ValueError(f"{path}:1: the header cannot be read ({error}); is a quote missing?") from None
     if len(header) == 1 and (other := next((mark for mark in ("\t", ";", "|", ",") if mark in header[0]), "")):
         fix = f"write it with {separator!r}" + (", or name it .tsv" if other == "\t" else ", or name it .csv" if other == "," else "")
         raise ValueError(
@@ -202,10 +219,16 @@ def _read_text(path: Path, separator: str) -> pa.Table:
 
 def _line(text: str, separator: str, record: int) -> int:
     """The line, from 1, where record 0 (the header), 1 ... of a text file begins; a quoted value may hold line ends."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    reader = _records(text, separator)
     for _ in range(record):
         next(reader)
     return reader.line_num + 1
+
+
+def _records(text: str, separator: str) -> Any:
+    """A reader of the records of a text file, whose cells may be of any length."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -239,16 +262,7 @@ def _as_float(column: pa.Array) -> np.ndarray | None:
 
 
 def _from_timestamps(column: pa.Array) -> np.ndarray:
-    """[R] float64 whole seconds since 1970, NaN where missing, of timestamps or dates."""
+    """[R] float64 seconds since 1970, NaN where missing, of timestamps or dates."""
     zone = column.type.tz if pa.types.is_timestamp(column.type) else None
     micros = column.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64())
-    return np.floor(_numpy(micros) / 1e6)
-
-
-def _guess(texts: list[str]) -> list[Any]:
-    """Text as integers if all are, as numbers if all are, as text otherwise; an empty cell is None among numbers."""
-    distinct = set(texts) - {""}
-    if not distinct or not all(_NUMBER.fullmatch(text) for text in distinct):
-        return texts
-    convert = int if all(_INTEGER.fullmatch(text) for text in distinct) else float
-    return [convert(text) if text else None for text in texts]
+    return _numpy(micros) / 1e6
