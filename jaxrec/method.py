@@ -188,6 +188,10 @@ def bind(method: M, info: Mapping[str, Any]) -> M:
                 f"{type(method).__name__}.vocabulary={value} is less than the {known['vocabulary']} tokens of the data's tokenizer; "
                 "take the tokenizer that belongs to the model"
             )
+        elif field.name in ("items", "length", "segments") and isinstance(value, int) and value < known.get(field.name, 0):
+            raise ValueError(
+                f"{type(method).__name__}.{field.name}={value} is less than the {known[field.name]} of the data; leave it out, and it is taken from there"
+            )
         elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
             changes[field.name] = tuple(bind(part, info) for part in value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -44,7 +44,11 @@ def test_fields_are_filled_by_name_however_deep():
 
 
 def test_what_is_set_stays():
-    assert bind(System(items=9, query=Tower(3)), INFO) == System(items=9, query=Tower(3))
+    assert bind(System(items=90, query=Tower(30)), INFO) == System(items=90, query=Tower(30))
+    with pytest.raises(ValueError, match="System.items=9 is less than the 50 of the data; leave it out, and it is taken from there"):
+        bind(System(items=9), INFO)
+    with pytest.raises(ValueError, match="Tower.length=3 is less than the 8 of the data"):
+        bind(System(query=Tower(3)), INFO)
     assert bind(bind(System(), INFO), {"items": 1, "length": 1}) == bind(System(), INFO)
 
 

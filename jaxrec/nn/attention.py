@@ -270,12 +270,12 @@ class CrossAttention:
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
     """[..., H * K] -> [..., H, K]."""
-    return x.reshape(*x.shape[:-1], heads, -1)
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
 def merge_heads(x: jax.Array) -> jax.Array:
     """[..., H, K] -> [..., H * K]."""
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def by_head(x: jax.Array) -> jax.Array:

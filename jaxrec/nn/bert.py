@@ -141,8 +141,7 @@ class PostNormEncoder:
           key: for dropout; None when evaluating.
         """
         tokens = ids.shape[1]
-        if tokens > self.length:
-            raise ValueError(f"texts of {tokens} tokens are longer than the {self.length} positions of the model; truncate them to {self.length}")
+        check_length(tokens, self.length)
         first, rest = split_key(key, 2)
         x = self.word(ids) + self.position(self.first + jnp.arange(tokens))[None] + self.type(jnp.zeros_like(ids) if types is None else types)
         seen = mask > 0  # padding sees the text, and is seen by nothing
@@ -325,3 +324,9 @@ def _own(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name, array in held.items()
         if not name.startswith(("pooler.", "embeddings.position_ids"))
     }
+
+
+def check_length(tokens: int, length: int) -> None:
+    """Raises ValueError for texts of more tokens than a model has positions: the table's further rows mean nothing."""
+    if tokens > length:
+        raise ValueError(f"texts of {tokens} tokens are longer than the {length} positions of the model; truncate them to {length}")

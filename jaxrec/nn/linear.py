@@ -34,7 +34,7 @@ class Linear:
         flat = x.reshape(-1, x.shape[-1]) @ self.kernel.astype(x.dtype)  # XLA's CPU matmul is fastest in two dimensions
         if self.bias is not None:
             flat = flat + along_last(self.bias, flat)
-        return flat.reshape(*x.shape[:-1], -1)
+        return flat.reshape(*x.shape[:-1], flat.shape[-1])
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -22,7 +22,7 @@ from flax import struct
 
 from jaxrec.limits import check
 from jaxrec.nn.attention import Attention, check_heads
-from jaxrec.nn.bert import ACTIVATIONS, BidirectionalEncoder, held_model
+from jaxrec.nn.bert import ACTIVATIONS, BidirectionalEncoder, check_length, held_model
 from jaxrec.nn.context import Context
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
@@ -109,8 +109,7 @@ class PreNormEncoder:
         """
         if types is not None:
             raise ValueError("token types are given, and ModernBERT has none; leave them out")
-        if (tokens := ids.shape[1]) > self.length:
-            raise ValueError(f"texts of {tokens} tokens are longer than the {self.length} positions of the model; truncate them to {self.length}")
+        check_length(ids.shape[1], self.length)
         start, *keys = split_key(key, 4)
         seen = mask > 0
         context = Context(seen.astype(jnp.int32), seen[:, None, None, :])

@@ -204,7 +204,8 @@ def entmax(scores: jax.Array, alpha: float) -> jax.Array:
     if alpha <= 1:
         raise ValueError(f"alpha={alpha} must be above 1; 1 would be softmax")
     scaled = (alpha - 1) * scores.astype(jnp.float32)
-    high = jnp.max(scaled, axis=-1, keepdims=True)  # there the sum is 0
+    scaled = scaled - jnp.max(scaled, axis=-1, keepdims=True)  # of rows with nothing but hidden keys, too, as softmax does
+    high = jnp.zeros_like(scaled[..., :1])  # there the sum is 0
     low = high - 1  # and here the highest score alone gives 1
 
     def weights(threshold: jax.Array) -> jax.Array:

@@ -175,9 +175,8 @@ class LearnedRQVAE(Quantizer):
 
     def encode(self, params: Arrays, vectors: np.ndarray) -> np.ndarray:
         method, tree = self._bound(params)
-        predict = jax.jit(lambda tree, rows: method.predict(tree, {"vector": rows}))
         blocks = np.array_split(np.asarray(vectors, np.float32), max(-(-len(vectors) // 16_384), 1))
-        return np.concatenate([np.asarray(predict(tree, block)) for block in blocks])
+        return np.concatenate([np.asarray(_predict(method, tree, block)) for block in blocks])
 
     def reconstruct(self, params: Arrays, codes: np.ndarray) -> np.ndarray:
         method, tree = self._bound(params)
@@ -198,6 +197,11 @@ def _check(levels: int, codes: int) -> None:
 
 
 _residual_codes = jax.jit(residual_codes, static_argnames=("normalize",))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(method: RQVAE, params: Tree, vectors: jax.Array) -> jax.Array:
+    return method.predict(params, {"vector": vectors})
 
 
 def _described(vectors: jax.Array, codebooks: jax.Array, normalize: bool) -> dict[str, np.ndarray]:

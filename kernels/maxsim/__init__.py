@@ -44,6 +44,7 @@ def maxsim(
     """
     _check(queries, documents, ("documents", "[C, M, D]", 3))
     query_mask = mask_of(query_mask, queries, "query_mask")
+    queries = jnp.where(query_mask[..., None], queries, 0)  # whatever padding holds: its gradient is multiplied by 0, and 0 * NaN is NaN
     document_mask = mask_of(document_mask, documents, "document_mask")
     exists = document_mask.any(axis=1)
     if _hollow(queries, documents):
@@ -69,6 +70,7 @@ def maxsim_ragged(queries: Array, tokens: Array, offsets: Array, query_mask: Arr
     _check(queries, tokens, ("tokens", "[T, D]", 2))
     check_offsets(offsets)
     query_mask = mask_of(query_mask, queries, "query_mask")
+    queries = jnp.where(query_mask[..., None], queries, 0)
     exists = offsets[1:] > offsets[:-1]
     if _hollow(queries, tokens) or len(offsets) == 1:
         return _of_nothing(exists, queries)

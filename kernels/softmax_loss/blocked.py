@@ -14,8 +14,8 @@ LOGITS_BYTES = 12 * 2**20  # of one block; on a Xeon with 48 MiB of L3, 8 to 24 
 def block_tokens(tokens: int, dim: int, rows: int) -> int:
     """Tokens in a block: as many as LOGITS_BYTES allow, but at least 2 D, because every block also reads and writes all of d_table [V, D]."""
     most = max(LOGITS_BYTES // (4 * rows), 2 * dim, 1)
-    blocks = -(-tokens // most)
-    return -(-tokens // blocks)  # of even size, so that little is padded
+    blocks = max(1, -(-tokens // most))
+    return max(1, -(-tokens // blocks))  # of even size, so that little is padded
 
 
 def losses(hidden: Array, table: Array, target: Array, valid: tuple[int, int]) -> Array:

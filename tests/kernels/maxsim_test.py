@@ -102,6 +102,16 @@ class TestEveryBackend:
         gradient = jax.grad(lambda q: jnp.where(document_mask.any(axis=1), score(q, documents, query_mask, document_mask), 0).sum())(queries)
         assert np.isfinite(gradient).all()
 
+    def test_padding_of_a_query_may_hold_anything(self, backend):
+        queries, documents, query_mask, document_mask = draw(shapes.ODD_MAXSIM[1])
+        query_mask = query_mask.at[:, -1].set(False)
+        spoilt = queries.at[:, -1].set(jnp.nan)
+        dense = weighted(functools.partial(maxsim, query_mask=query_mask, document_mask=document_mask, backend=backend), 1.0)
+        tokens, offsets = packed(documents, document_mask)
+        ragged = weighted(functools.partial(maxsim_ragged, offsets=offsets, query_mask=query_mask, backend=backend), 1.0)
+        for score, others in ((jax.jit(dense), documents), (jax.jit(ragged), tokens)):
+            jax.tree.map(np.testing.assert_array_equal, score(spoilt, others), score(queries, others))
+
     def test_bfloat16_accumulates_in_float32(self, backend):
         queries, documents, query_mask, document_mask = draw(shapes.ODD_MAXSIM[2], BF16)
         weight = np.ones((len(queries), len(documents)))

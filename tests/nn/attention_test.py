@@ -16,7 +16,7 @@ from jaxrec.nn.attention import Attention, AttentionKind
 from jaxrec.nn.context import packed
 from jaxrec.nn.positions import Alibi, RelativeBias, Rotary
 from jaxrec.nn.transformer import TransformerBlock
-from jaxrec.nn.weights import Entmax, Threshold, entmax
+from jaxrec.nn.weights import HIDDEN, Entmax, Threshold, entmax
 from jaxrec.param import count, create, flatten, unflatten
 
 NAMES = ("softmax", "threshold", "threshold_differential", "differential", "rectified", "entmax")
@@ -201,6 +201,9 @@ def test_entmax_sums_to_one_is_sparse_and_its_derivative_is_right():
         np.testing.assert_allclose(moved, (high - low) / (2 * step), atol=5e-3)
     near = jax.nn.softmax(scores)
     np.testing.assert_allclose(jax.jit(lambda s: entmax(s, 1.02))(scores), near, atol=0.02)
+    nothing_seen = jax.jit(lambda s: entmax(s, 1.5))(jnp.full((2, 4), HIDDEN))
+    np.testing.assert_allclose(nothing_seen, 0.25, rtol=1e-6)  # as softmax does
+    np.testing.assert_allclose(jax.jit(lambda s: entmax(s + 1e4, 1.5))(scores), jax.jit(lambda s: entmax(s, 1.5))(scores), atol=2e-3)
     with pytest.raises(ValueError, match="alpha=1.0 must be above 1"):
         Entmax(1.0)(scores[None, None], jnp.zeros((1, 1, 1, 1)))
 

@@ -98,11 +98,13 @@ class RQVAE(Method, Predictor, Starter, Settler):
         """Each embedding [B, E_m] standardised, of norm 1; zero where it is missing. vectors [B, E]."""
         edges = list(itertools.accumulate(self.parts or (self.width,), initial=0))
         scaled = (vectors - params["input"]["mean"][None]) / params["input"]["deviation"][None]
-        found = []
-        for low, high in itertools.pairwise(edges):
-            present = jnp.any(vectors[:, low:high] != 0, axis=1, keepdims=True)
-            found.append(jnp.where(present, unit(scaled[:, low:high])[0], 0))
-        return found
+        known = self._known(vectors)
+        return [jnp.where(known[:, low:high], unit(scaled[:, low:high])[0], 0) for low, high in itertools.pairwise(edges)]
+
+    def _known(self, vectors: Array) -> Array:
+        """[B, E] bool: the entries of embeddings that are not missing."""
+        parts = jnp.split(vectors, list(itertools.accumulate(self.parts or (self.width,)))[:-1], axis=1)
+        return jnp.concatenate([jnp.broadcast_to(jnp.any(part != 0, axis=1, keepdims=True), part.shape) for part in parts], axis=1)
 
     def encode(self, params: Tree, inputs: list[Array]) -> Array:
         """[B, D]: the sum of the encoded embeddings that are there."""
@@ -172,8 +174,9 @@ class RQVAE(Method, Predictor, Starter, Settler):
         return jax.jit(self._started)(params, np.concatenate(collected), key)
 
     def _started(self, params: Tree, vectors: Array, key: Array) -> Tree:
-        deviation = vectors.std(axis=0)
-        params = {**params, "input": {"mean": vectors.mean(axis=0), "deviation": jnp.where(deviation > 0, deviation, 1)}}
+        known = self._known(vectors)
+        mean, deviation = vectors.mean(axis=0, where=known), vectors.std(axis=0, where=known)
+        params = {**params, "input": {"mean": jnp.nan_to_num(mean), "deviation": jnp.where(deviation > 0, deviation, 1)}}
         return {**params, "codebook": residual_kmeans(self.encode(params, self.inputs(params, vectors)), self.levels, self.codes, key)}
 
     def settle(self, params: Tree, stats: Mapping[str, Array], batch: Batch, key: Array) -> Tree:

@@ -23,7 +23,7 @@ from jaxrec.method import FROM_DATA, Array, Batch, Vectors
 from jaxrec.methods.late_interaction import colbert
 from jaxrec.methods.late_interaction.colbert import ColBERT
 from jaxrec.methods.late_interaction.colberter import check_words, continuing
-from jaxrec.nn.bert import BERT
+from jaxrec.nn.bert import BERT, check_length
 from jaxrec.nn.context import Context, visible
 from jaxrec.nn.embedding import Embedding
 from jaxrec.nn.linear import Linear, dropout
@@ -56,10 +56,12 @@ class TwoTierEncoder:
     sentence: Stack
     projection: Linear
     rate: float = struct.field(pytree_node=False)
+    length: int = struct.field(pytree_node=False)  # of the longest text
 
     def __call__(self, ids: Array, word: Array, key: Array | None = None) -> Array:
         """Parts of words [B, T], and the number of the word that each is of, from 1, 0 = padding, to [B, T, E]; word number w is at w - 1."""
         tokens = ids.shape[1]
+        check_length(tokens, self.length)
         first, inner, second, last = split_key(key, 4)
         parts = dropout(self.part_norm(self.part(ids)), self.rate, first)
         parts = self.morphology(parts, Context(word, visible(word, causal=False), inner))  # [B, T, M]
@@ -108,6 +110,7 @@ class KinyaColBERT(ColBERT):
             sentence=upper.stack,
             projection=Linear.spec(self.encoder.dim, self.dim, axes=("embed", None), bias=False, init=normal(0.02)),
             rate=self.encoder.dropout,
+            length=self.encoder.longest,
         )
 
     def encode_query(self, params: Tree, batch: Batch, key: Array | None = None) -> Vectors:

@@ -61,7 +61,7 @@ class HSTUBlock:
         """[B, T, D] -> [B, T, D]."""
         B, T, D = x.shape
         gate, v, q, k = jnp.split(jax.nn.silu(self.inner(self.norm(x))), 4, axis=-1)
-        v, q, k = (part.reshape(B, T, self.heads, -1) for part in (v, q, k))  # [B, T, H, K]
+        v, q, k = (part.reshape(B, T, self.heads, D // self.heads) for part in (v, q, k))  # [B, T, H, K]
         scores = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32) + self.bias(context, T)  # [B, H, T, T]
         weights = jnp.where(context.mask, jax.nn.silu(scores), 0) / self.position_bias.shape[0]
         mixed = jnp.einsum("bhts,bshk->bthk", weights.astype(x.dtype), v).reshape(B, T, D)

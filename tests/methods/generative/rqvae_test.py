@@ -51,6 +51,17 @@ def test_embeddings_add_up_and_a_missing_one_adds_nothing():
     assert decoders == [True, False]  # nobody asks what is missing
 
 
+def test_missing_embeddings_do_not_move_what_the_others_are_standardised_by():
+    method, _ = tiny()
+    vectors = np.random.default_rng(0).normal(5, 1, (400, 8)).astype(np.float32)
+    vectors[::2, 5:] = 0
+    start = method.start(fresh(method), [batch_of(vectors)], KEY)["input"]
+    np.testing.assert_allclose(start["mean"], np.r_[vectors[:, :5].mean(axis=0), vectors[1::2, 5:].mean(axis=0)], rtol=1e-4)
+    np.testing.assert_allclose(start["deviation"], np.r_[vectors[:, :5].std(axis=0), vectors[1::2, 5:].std(axis=0)], rtol=1e-3)
+    vectors[:, 5:] = 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(method.start(fresh(method), [batch_of(vectors)], KEY)))
+
+
 def test_training_hides_all_embeddings_but_one():
     method = dataclasses.replace(tiny()[0], missing=1.0)
     inputs = [jnp.ones((200, 5)), jnp.ones((200, 3))]

@@ -84,6 +84,8 @@ def test_chunks_give_the_same_vectors():
 
 
 def test_errors():
+    with pytest.raises(ValueError, match="texts of 30 tokens are longer than the 12 positions of the model; truncate them to 12"):
+        vectors(np.ones((2, 30), np.int32))
     with pytest.raises(ValueError, match=r"KinyaColBERT has a vector for each word, and \[MASK\] is none; set augment=False"):
         dataclasses.replace(METHOD, augment=True)
     with pytest.raises(ValueError, match=r"encoder\.dim=16 holds two vectors of morphology\.dim=8 and a stem's own; make it larger"):

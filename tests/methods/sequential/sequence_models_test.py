@@ -57,6 +57,15 @@ def test_only_the_cloze_model_sees_the_future(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_no_histories_have_no_vectors_and_no_loss(name):
+    method, params = made(ALL[name])
+    nothing = {column: rows[:0] for column, rows in tiny_batch().items()}
+    assert jax.jit(method.encode_query)(params, nothing).values.shape == (0, 1, method.dim)
+    value, weight = jax.jit(method.loss)(params, nothing, jax.random.key(0)).terms["loss"]
+    assert (value, weight) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_padding_does_not_change_a_query(name):
     method, params = made(ALL[name], length=16)
     history = [np.array([3, 7, 9])]
