@@ -10,13 +10,11 @@ from jaxrec.data.sequences import Sequences
 from jaxrec.evals.validation import NextItemRetrieval
 from jaxrec.experiment import Experiment
 from jaxrec.methods.sequential.sasrec import SASRec
-from jaxrec.optimizer import Adam
 
 experiment = Experiment(
-    method=SASRec(dim=64, dropout=0.5, negatives=512, stddev=0.02),
+    method=SASRec(dim=64, dropout=0.5, negatives=512),
     data=Sequences(AmazonP5("sports"), batch=48),
     steps=6600,
-    optimizer=Adam(peak=1.5e-3, decay="cosine"),
     evals=(NextItemRetrieval(),),
     eval_every=330,
     save_every=1000,
