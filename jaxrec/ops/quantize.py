@@ -43,8 +43,9 @@ def seed_codes(vectors: jax.Array, codes: int, key: jax.Array, *, candidates: in
     if sample < len(vectors):
         key, draw = jax.random.split(key)
         vectors = vectors[jax.random.choice(draw, len(vectors), (sample,), replace=False)]
-    squares = jnp.sum(vectors**2, axis=-1)
-    distance = jnp.maximum(squares[:, None] + squares[None] - 2 * vectors @ vectors.T, 0)  # [S, S]
+    centred = vectors - vectors.mean(axis=0, keepdims=True)  # a mean far from 0 would swallow the digits that tell vectors apart
+    squares = jnp.sum(centred**2, axis=-1)
+    distance = jnp.maximum(squares[:, None] + squares[None] - 2 * centred @ centred.T, 0)  # [S, S]
     # Rounding leaves a little distance between equal vectors, and a vector must not be chosen twice for it.
     distance = jnp.where(distance > 1e-6 * (squares[:, None] + squares[None]), distance, 0)
 
@@ -65,10 +66,12 @@ def seed_codes(vectors: jax.Array, codes: int, key: jax.Array, *, candidates: in
 @functools.partial(jax.jit, static_argnames="block")
 def nearest(vectors: jax.Array, codebook: jax.Array, *, block: int = BLOCK) -> jax.Array:
     """[N] int32 code of the least squared distance: vectors [N, E], codebook [W, E]. Only [block, W] distances exist at a time."""
-    squares = jnp.sum(codebook**2, axis=-1)
+    centre = codebook.mean(axis=0, keepdims=True)  # a mean far from 0 would swallow the digits that tell codes apart
+    centred = codebook - centre
+    squares = jnp.sum(centred**2, axis=-1)
 
     def one(vector: jax.Array) -> jax.Array:  # |x|^2 is the same for all codes
-        return jnp.argmin(squares - 2 * vector @ codebook.T)
+        return jnp.argmin(squares - 2 * (vector - centre[0]) @ centred.T)
 
     batched = jax.vmap(one) if len(vectors) <= block else functools.partial(jax.lax.map, one, batch_size=block)
     return batched(vectors).astype(jnp.int32)

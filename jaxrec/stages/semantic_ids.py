@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -94,6 +94,7 @@ class SemanticIds(Artifact):
         embeddings that name no source, all items).
     """
 
+    version: ClassVar[int] = 2
     embeddings: Artifact
     quantizer: Quantizer = field(default_factory=ResidualKMeans)
     dedup: Literal["digit", "random", "none"] = "digit"

@@ -35,6 +35,16 @@ def test_nearest_is_brute_force_in_blocks_of_any_size():
         np.testing.assert_array_equal(quantize.nearest(x, codebook, block=block), squared(x, codebook).argmin(1))
 
 
+def test_a_common_mean_far_from_zero_changes_no_code():
+    spread, mean = np.random.default_rng(0).standard_normal((2000, 16)), np.full(16, 300.0)
+    given = (mean + spread).astype(np.float32)
+    book = quantize.seed_codes(jnp.asarray(given), 64, jax.random.key(0))
+    exact = np.square(given[:, None].astype(np.float64) - np.asarray(book, np.float64)[None]).sum(axis=-1)
+    np.testing.assert_array_equal(quantize.nearest(jnp.asarray(given), book), exact.argmin(axis=1))
+    near = quantize.seed_codes(jnp.asarray(given - mean.astype(np.float32)), 64, jax.random.key(0))
+    np.testing.assert_allclose(np.asarray(book) - mean, near, atol=1e-4)  # the very same vectors are chosen
+
+
 def test_seeding_takes_every_point_where_there_are_as_many_as_codes():
     distinct = points(12, 3)
     chosen = np.asarray(quantize.seed_codes(jnp.asarray(np.tile(distinct, (9, 1))), 12, KEY))
