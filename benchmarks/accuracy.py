@@ -21,7 +21,7 @@ from benchmarks.record import record
 from jaxrec.artifact import say
 from jaxrec.evals.report import Row, summarise
 from jaxrec.experiment import Experiment, load
-from jaxrec.stages.runs import baseline_ranks, evaluate_run
+from jaxrec.stages.runs import Trained, baseline_ranks, evaluate_run
 from jaxrec.train.loop import train
 
 KEPT, REMOVED = "seen kept, all targets", "seen removed, warm targets"
@@ -78,9 +78,13 @@ def run(experiment: Experiment, seed: int, refit: bool) -> list[Row]:
 
 
 def train_seed(experiment: Experiment, seed: int) -> tuple[Experiment, Path, dict[str, Any]]:
-    """(the experiment with its seed, its run, what `train` says of it); a finished run is left as it is."""
+    """(the experiment with its seed, its run, what `train` says of it); a finished run is left as it is.
+
+    What it starts from is trained with the same seed, as a run beside it that has a row of its own where its name is asked for.
+    """
     workdir = Path("runs/accuracy") / f"{experiment.name}-seed{seed}"
-    seeded = dataclasses.replace(experiment, seed=seed, data=dataclasses.replace(experiment.data, seed=seed))
+    starts = {name: str(train_seed(at.experiment, seed)[1]) if isinstance(at, Trained) else at for name, at in experiment.init_from.items()}
+    seeded = dataclasses.replace(experiment, seed=seed, data=dataclasses.replace(experiment.data, seed=seed), init_from=starts)
     say(f"\n=== {workdir}")
     return seeded, workdir, train(seeded, workdir)
 
