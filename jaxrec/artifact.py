@@ -125,10 +125,27 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"an artifact's field holds {value!r}, which has no stable text form; use numbers, strings, tuples or dataclasses")
 
 
+SETTLED = 2.0
+"""Seconds after a change until any file system's clock tells the next change from it."""
+
+
 def checksum(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a file's bytes, hexadecimal. A file is read once by a process, unless it changes."""
+    at = Path(path).stat()
+    if time.time() - at.st_ctime < SETTLED:
+        return _digest(path)
+    return _digest_of(Path(path).absolute(), at.st_dev, at.st_ino, at.st_size, at.st_ctime_ns)
+
+
+def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of(path: Path, *state: int) -> str:
+    """`_digest` of a file in this state: the time of its last change cannot be set by hand, unlike that of its last writing."""
+    return _digest(path)
 
 
 @contextlib.contextmanager

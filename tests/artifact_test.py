@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import pytest
 
+from jaxrec import artifact
 from jaxrec.artifact import Artifact
 from jaxrec.experiment import load
 
@@ -76,3 +78,21 @@ def test_what_a_killed_build_leaves_goes_with_the_next_one(tmp_path: Path, cache
         artifact.get()
     assert artifact.get() == "half"
     assert sorted(path.name for path in cache.iterdir()) == sorted([artifact.folder().name, artifact.folder().with_suffix(".lock").name])
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path, monkeypatch):
+    path, reads = tmp_path / "raw.csv", []
+    digest = artifact._digest
+    monkeypatch.setattr(artifact, "_digest", lambda path: reads.append(path) or digest(path))
+    path.write_text("one")
+    first = artifact.checksum(path)
+    assert artifact.checksum(path) == first == hashlib.sha256(b"one").hexdigest()
+    assert len(reads) == 2  # so soon after a change its time proves nothing
+    path.write_text("two")
+    assert artifact.checksum(path) == hashlib.sha256(b"two").hexdigest()
+    monkeypatch.setattr(artifact, "SETTLED", -1.0)
+    reads.clear()
+    assert artifact.checksum(path) == artifact.checksum(path)
+    assert len(reads) == 1
+    path.write_text("three")
+    assert artifact.checksum(path) == hashlib.sha256(b"three").hexdigest()
